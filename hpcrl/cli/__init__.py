@@ -1,0 +1,117 @@
+"""The command line: hpcrl run, show, status, replay, report."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from hpcrl.errors import InputError
+from hpcrl.signals import BAD_INPUT, FAILED
+
+_DESCRIPTION = "Reinforcement learning as restartable batch jobs."
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0 done, 85 requeue me, 2 bad input, 1 failed."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    parser = _parser()
+    options, rest = parser.parse_known_args(given)
+    try:
+        if options.command != "run" and options.command != "show" and rest:
+            parser.error(f"unknown arguments: {' '.join(rest)}; see hpcrl {options.command} --help")
+        return int(options.handler(options, rest))
+    except InputError as error:
+        print(f"hpcrl {options.command}: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except OSError as error:
+        print(f"hpcrl {options.command}: {error}", file=sys.stderr)
+        return FAILED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="hpcrl", description=_DESCRIPTION)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    # `run` and `show` print their own help, because a pipeline file adds options to theirs.
+    _add_run(commands.add_parser("run", add_help=False, help="start or resume a pipeline"))
+    _add_show(commands.add_parser("show", add_help=False, help="print the graph and its sizes; runs nothing"))
+    _add_status(commands.add_parser("status", help="where a run stands"))
+    _add_replay(commands.add_parser("replay", help="recompute advantages, losses and updates from stored shards"))
+    _add_report(commands.add_parser("report", help="write one HTML file about a run"))
+    return parser
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(handler=_run)
+    parser.add_argument("pipeline", nargs="?", help="a Python file that defines one function returning a Pipeline")
+    parser.add_argument("-h", "--help", action="store_true", help="this help, and the pipeline's own options")
+    parser.add_argument("--on", choices=("here", "mpi"), help="in this process, or under mpiexec (default: mpi when ranks > 1)")
+    parser.add_argument("--ranks", type=int, help="data-parallel ranks (default: min(cores, num_blocks)); changes no bits")
+    parser.add_argument("--run", type=Path, metavar="DIR", help="run folder (default: runs/NAME); an existing run resumes")
+    parser.add_argument("--fresh", action="store_true", help="rename an existing run folder and start over; deletes nothing")
+    parser.add_argument("--branch", metavar="DIR", type=Path, help="start a new run DIR from a published checkpoint (--from)")
+    parser.add_argument("--from", dest="branch_from", metavar="RUN@K", help="the checkpoint: run folder @ iteration")
+    parser.add_argument("--compute-threads", type=int, help="threads per rank; changes bits, recorded in the run")
+    parser.add_argument("--seed", type=int, help="key of all randomness (default: the pipeline's)")
+    parser.add_argument("--num-iterations", type=int, help="iterations in all; a resumed run may grow")
+    parser.add_argument("--handoff", choices=("memory", "disk"), default="memory", help="disk: read every stage's input back")
+    parser.add_argument("--quiet", action="store_true", help="no progress lines")
+
+
+def _add_show(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(handler=_show)
+    parser.add_argument("pipeline", nargs="?")
+    parser.add_argument("-h", "--help", action="store_true")
+    parser.add_argument("--ranks", type=int)
+
+
+def _add_status(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(handler=_status)
+    parser.add_argument("run", type=Path)
+
+
+def _add_replay(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(handler=_replay)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--iteration", type=int, help="one iteration (default: every one whose shards are kept)")
+    parser.add_argument("--only", choices=("advantage", "update"), help="leave out the other")
+
+
+def _add_report(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(handler=_report)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--out", type=Path, help="file to write (default: RUN/report.html)")
+    parser.add_argument("--tensorboard", type=Path, metavar="DIR", help="also write TensorBoard files there")
+
+
+def _run(options: argparse.Namespace, rest: list[str]) -> int:
+    from hpcrl.cli.run import run_command
+
+    return run_command(options, rest)
+
+
+def _show(options: argparse.Namespace, rest: list[str]) -> int:
+    from hpcrl.cli.show import show_command
+
+    return show_command(options, rest)
+
+
+def _status(options: argparse.Namespace, rest: list[str]) -> int:
+    from hpcrl.report.status import print_status
+
+    return print_status(options.run)
+
+
+def _replay(options: argparse.Namespace, rest: list[str]) -> int:
+    from hpcrl.replay import replay_command
+
+    return replay_command(options.run, iteration=options.iteration, only=options.only)
+
+
+def _report(options: argparse.Namespace, rest: list[str]) -> int:
+    from hpcrl.report.page import write_report
+
+    print(write_report(options.run, out=options.out, tensorboard=options.tensorboard))
+    return 0
+

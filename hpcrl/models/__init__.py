@@ -1,0 +1,6 @@
+"""Networks that act and learn. A configuration builds one; importing a configuration imports no PyTorch."""
+
+from hpcrl.models.cnn import Cnn
+from hpcrl.models.mlp import Mlp
+
+__all__ = ["Cnn", "Mlp"]

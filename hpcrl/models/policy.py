@@ -1,0 +1,29 @@
+"""What acts: the small interface that rollouts and evaluations ask."""
+
+from __future__ import annotations
+
+from typing import Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.generic]
+Float32 = npt.NDArray[np.float32]
+
+
+class Policy(Protocol):
+    """Chooses actions for a block of rows; draws nothing itself, the numbers come counted from outside."""
+
+    @property
+    def random_numbers_per_action(self) -> int:
+        """Numbers a row needs to choose one action."""
+
+    @property
+    def random_kind(self) -> Literal["uniform", "normal"]:
+        """Their distribution: uniform in [0, 1) or standard normal."""
+
+    def act(self, observations: Array, random_numbers: Array, *, greedy: bool = False) -> tuple[Array, Float32, Float32]:
+        """Actions, log-probabilities f32[rows], values f32[rows]."""
+
+    def values(self, observations: Array) -> Float32:
+        """V(s), f32[rows]; a row's bits do not depend on the other rows."""

@@ -1,0 +1,169 @@
+"""The pipeline: what a user writes, checked whole before anything is written or submitted."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hpcrl.data import Blocks, Mesh
+from hpcrl.data.configuration import to_plain
+from hpcrl.errors import InputError
+from hpcrl.models import ModelConfig
+from hpcrl.stages import Advantage, Evaluate, Rollout, Stage, Update
+from hpcrl.store import Keep
+
+FREE_TO_CHANGE = ("mesh.dp", "keep.", "progress_every_minutes", "checkpoint_every")
+"""Prefixes of what a resumed run may change; `num_iterations` may grow."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pipeline:
+    """Stages repeated for a number of iterations over named models.
+
+    Raises: InputError when a stage reads a field that no earlier stage writes, two stages write one field, a stage
+    names an unknown role, or the mesh is impossible.
+    """
+
+    name: str
+    """Names the run folder: runs/NAME."""
+    num_iterations: int
+    """Iterations of the whole list of stages."""
+    stages: Sequence[Stage]
+    """In the order in which they run."""
+    models: Mapping[str, ModelConfig] = dataclasses.field(default_factory=dict)
+    """Role -> network."""
+    mesh: Mesh = dataclasses.field(default_factory=Mesh)
+    """Ranks of the world; `--ranks` sets dp."""
+    num_blocks: int = 4
+    """Fixed parts of the lanes: never derived from ranks, so that any number of ranks gives the same bits."""
+    seed: int = 1
+    """Key of all randomness, 0 <= seed < 2**64."""
+    compute_threads: int = 1
+    """Threads of one rank's matrix library; changes bits, so it is part of the run."""
+    keep: Keep = dataclasses.field(default_factory=Keep)
+    """Which rollouts and checkpoints stay on disk."""
+    checkpoint_every: int = 1
+    """A checkpoint every n-th update; the updates between are redone after a kill from their stored shards."""
+    progress_every_minutes: float = 10.0
+    """A long update saves its progress this often."""
+    inputs: str | None = None
+    """A run folder whose published rollouts are read instead of playing (offline training)."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "stages", tuple(self.stages))
+        object.__setattr__(self, "models", dict(self.models))
+        self._check_numbers()
+        check_graph(self.stages, offline=self.inputs is not None)
+        for stage in self.stages:
+            for role in (stage.role, stage.trains):
+                if role is not None and role not in self.models:
+                    known = ", ".join(self.models) or "none"
+                    raise InputError(f"stage '{stage.name}' drives model '{role}'; models given: {known}; add it to models=")
+        for stage in self.stages:
+            if isinstance(stage, Rollout):
+                Blocks(self.num_blocks, stage.num_envs)
+        if self.mesh.dp > self.num_blocks:
+            raise InputError(
+                f"mesh: want dp <= {self.num_blocks} (num_blocks: a rank owns whole blocks), given dp={self.mesh.dp}; "
+                f"use --ranks {self.num_blocks} or fewer"
+            )
+
+    def _check_numbers(self) -> None:
+        if not self.name or "/" in self.name:
+            raise InputError(f"Pipeline.name: want a folder name without '/', given {self.name!r}")
+        for field in ("num_iterations", "num_blocks", "compute_threads", "checkpoint_every"):
+            value = getattr(self, field)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise InputError(f"Pipeline.{field}: want a whole number >= 1, given {value!r}")
+        if not 0 <= self.seed < 2**64:
+            raise InputError(f"Pipeline.seed: want 0 <= seed < 2**64, given {self.seed}")
+        if not self.progress_every_minutes > 0:
+            raise InputError(f"Pipeline.progress_every_minutes: want > 0, given {self.progress_every_minutes}")
+
+    def find(self, kind: type[Stage]) -> Stage | None:
+        """The first stage of a kind, or None."""
+        return next((stage for stage in self.stages if isinstance(stage, kind)), None)
+
+    @property
+    def rollout(self) -> Rollout | None:
+        """The stage that plays, if any."""
+        stage = self.find(Rollout)
+        return stage if isinstance(stage, Rollout) else None
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON values, for pipeline.json."""
+        plain: dict[str, Any] = to_plain(self)
+        return plain
+
+
+def check_graph(stages: Sequence[Stage], *, offline: bool) -> None:
+    """Every field read is written before; none is written twice; an update has exactly one source of advantages.
+
+    Raises: InputError naming stage, field and remedy.
+    """
+    if not stages:
+        raise InputError("Pipeline.stages: want at least one stage, given none")
+    names = [stage.name for stage in stages]
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(f"stages: want every stage once, given '{name}' {names.count(name)} times")
+    written: dict[str, str] = {}
+    if offline:
+        if "rollout" in names:
+            raise InputError("Pipeline.inputs: rollouts are read from a folder, so want no Rollout stage, given one")
+        source = Rollout(env="offline")
+        written = dict.fromkeys(source.writes, "inputs")
+    for stage in stages:
+        _check_one_source_of_advantages(stage, written)
+        for field in stage.reads:
+            if field not in written:
+                remedy = _remedy(field)
+                raise InputError(
+                    f"stage '{stage.name}' reads '{field}', which no earlier stage writes; {remedy} before it"
+                )
+        for field in stage.writes:
+            if field in written:
+                raise InputError(
+                    f"field '{field}' is written by stage '{written[field]}' and again by '{stage.name}'; remove one"
+                )
+            written[field] = stage.name
+
+
+def _check_one_source_of_advantages(stage: Stage, written: Mapping[str, str]) -> None:
+    if isinstance(stage, Update) and stage.advantage is not None and "advantages" in written:
+        raise InputError(
+            "stage 'update' has an advantage of its own and a stage 'advantage' stands before it; remove one of them"
+        )
+
+
+def _remedy(field: str) -> str:
+    for kind in (Rollout(env="any"), Advantage()):
+        if field in kind.writes:
+            return f"add {type(kind).__name__}(...)"
+    return "add the stage that writes it"
+
+
+def refuse_changes(changed: Mapping[str, tuple[Any, Any]], run: str) -> None:
+    """A resumed run is the run it was: raise unless every difference is free to change.
+
+    Args: changed: dotted path -> (stored, now).
+    Raises: InputError naming each refused difference.
+    """
+    refused = []
+    for path, (stored, now) in changed.items():
+        free = any(path == prefix or path.startswith(prefix) for prefix in FREE_TO_CHANGE)
+        grows = path == "num_iterations" and isinstance(now, int) and now >= stored
+        if not (free or grows):
+            refused.append(f"{path}: stored {stored!r}, now {now!r}")
+    if refused:
+        raise InputError(
+            f"{run}: holds a run with another configuration ({'; '.join(refused)}); give the stored values to resume, "
+            "--run DIR for a new run, or --fresh to start over"
+        )
+
+
+def evaluation(pipeline: Pipeline) -> Evaluate | None:
+    """The stage that can stop the run, if any."""
+    stage = pipeline.find(Evaluate)
+    return stage if isinstance(stage, Evaluate) else None

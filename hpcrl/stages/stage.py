@@ -1,0 +1,152 @@
+"""What a stage is, and what it is given when it runs."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from typing import ClassVar, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from hpcrl.comm import Collectives, TreeSum
+from hpcrl.data import Trajectories
+from hpcrl.envs import EnvDescription, VectorEnv
+from hpcrl.residents import Residents
+
+Array = npt.NDArray[np.generic]
+
+
+class StageInterruptedError(Exception):
+    """The run was asked to stop; what the stage had finished is published."""
+
+
+class Stage(ABC):
+    """A step of the pipeline: a frozen dataclass that reads fields, writes fields and drives at most one model.
+
+    The stage is its configuration; it knows neither its neighbours nor where it runs.
+    """
+
+    name: ClassVar[str]
+
+    @property
+    @abstractmethod
+    def reads(self) -> tuple[str, ...]:
+        """Fields it needs from the stages before it."""
+
+    @property
+    @abstractmethod
+    def writes(self) -> tuple[str, ...]:
+        """Fields it adds."""
+
+    @property
+    def role(self) -> str | None:
+        """The model it reads or trains, if any."""
+        return None
+
+    @property
+    def trains(self) -> str | None:
+        """The role whose version it raises, if any."""
+        return None
+
+    def due(self, iteration: int) -> bool:
+        """Whether it runs in this iteration."""
+        return True
+
+    @abstractmethod
+    def run(self, context: StageContext) -> None:
+        """Do the work for the blocks this rank owns."""
+
+
+class Output(Protocol):
+    """Where a stage's results go; owned by the runner, which hands them on in memory and writes them behind."""
+
+    def finished_blocks(self) -> frozenset[int]:
+        """Blocks that an earlier attempt published: the stage leaves them out."""
+
+    def emit(
+        self,
+        block: int,
+        trajectories: Trajectories | None,
+        *,
+        lanes: Trajectories | None = None,
+        facts: Mapping[str, object] | None = None,
+    ) -> None:
+        """Hand on one block's fields (and lanes); `facts` is a small JSON value kept in the block's part."""
+
+    def emit_checkpoint(self, facts: Mapping[str, object]) -> None:
+        """The stage has trained a role: publish the residents' state as this iteration's checkpoint."""
+
+    def emit_facts(self, facts: Mapping[str, object]) -> None:
+        """The stage's whole result is a small JSON value (rank 0 writes it)."""
+
+    def save_progress(self, tensors: Mapping[str, Mapping[str, Array]], state: Mapping[str, object]) -> None:
+        """Publish resumable progress now (rank 0 writes; every rank calls)."""
+
+    def load_progress(self) -> tuple[Mapping[str, Mapping[str, Array]], Mapping[str, object]] | None:
+        """The newest published progress of this stage, or None."""
+
+    def log(self, row: Mapping[str, object]) -> None:
+        """One line of metrics.jsonl (rank 0 writes)."""
+
+
+class RolloutSource(Protocol):
+    """The environment that a pipeline plays."""
+
+    @property
+    def env(self) -> str:
+        """Its id."""
+
+    @property
+    def env_options(self) -> Mapping[str, object]:
+        """Options of its adapter."""
+
+
+@dataclasses.dataclass
+class Environments:
+    """Live environments of this rank, kept between iterations: (stage, block) -> (environment, iteration it stands after)."""
+
+    live: dict[tuple[str, int], tuple[VectorEnv, int]] = dataclasses.field(default_factory=dict)
+
+    def close(self) -> None:
+        for environment, _ in self.live.values():
+            environment.close()
+        self.live.clear()
+
+
+@dataclasses.dataclass
+class StageContext:
+    """All that a stage is given: where it stands, its ranks, its inputs and its output."""
+
+    iteration: int
+    num_iterations: int
+    seed: int
+    num_blocks: int
+    comm: Collectives
+    tree: TreeSum
+    residents: Residents
+    environments: Environments
+    output: Output
+    inputs: Callable[[int], Trajectories]
+    """Block -> all fields that earlier stages of this iteration wrote."""
+    previous_lanes: Callable[[int], Trajectories | None]
+    """Block -> this stage's lanes after the previous iteration; None at the run's beginning."""
+    earlier_facts: Callable[[str], Iterator[Mapping[str, object]]]
+    """Stage name -> facts that its earlier iterations published, newest first."""
+    description: EnvDescription | None
+    """Spaces of the rollout's environment (stored in the run, so that replay needs no environment)."""
+    rollout: RolloutSource | None
+    """The environment that the pipeline plays, for stages that play it too."""
+    stop_requested: Callable[[], bool]
+    """Whether this rank was asked to stop; ranks agree before anyone acts on it."""
+    progress_due: Callable[[], bool]
+    """Whether `progress_every` has passed since progress was last saved (asked of rank 0's clock)."""
+    tick: Callable[[str, int, int], None]
+    """Show progress: what, done, of how many."""
+
+    @property
+    def owned(self) -> range:
+        """Blocks of this rank."""
+        size, rank = self.comm.size, self.comm.rank
+        return range(rank * self.num_blocks // size, (rank + 1) * self.num_blocks // size)

@@ -59,7 +59,9 @@ class Pipeline:
             for role in (stage.role, stage.trains):
                 if role is not None and role not in self.models:
                     known = ", ".join(self.models) or "none"
-                    raise InputError(f"stage '{stage.name}' drives model '{role}'; models given: {known}; add it to models=")
+                    raise InputError(
+                        f"stage '{stage.name}' drives model '{role}'; models given: {known}; add it to models="
+                    )
         for stage in self.stages:
             if isinstance(stage, Rollout):
                 Blocks(self.num_blocks, stage.num_envs)

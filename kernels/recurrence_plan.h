@@ -27,7 +27,7 @@ constexpr int kNumColumns = 1 + Op::kReadsValues + Op::kReadsActionValues + Op::
 // on a multiprocessor, and their tiles (8 * 2048 steps * 16 bytes = 256 KiB) cover a lifetime of 8 us at 4.3 TB/s.
 template <class Op>
 using DeviceTile = TileShape<128, kNumColumns<Op> <= 2 ? 4 : 2, 256>;
-constexpr int kSmallestDeviceTile = TileShape<128, 2, 256>::kSteps;
+constexpr int kSmallestDeviceTile = TileShape<128, 2, 256>::kSteps, kSmallestGroup = 256;
 
 // Steps that the first tile begins before step 0, so that all columns are read on 16-byte borders; or, where the arrays lie
 // differently to those borders, is_vector = false, and every step is read alone.

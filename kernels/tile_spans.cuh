@@ -138,16 +138,10 @@ __device__ __forceinline__ Span wait_for_spans(const WordsBehind& behind, int64_
   }
 }
 
-// x after the last step of `tile`. kGroup <= 256: so many words are behind a tile at most, the next group's included.
 template <int kGroup>
-__device__ __forceinline__ float wait_for_carry(const TileWords& words, int64_t tile, int lane) {
-  static_assert(kGroup <= 8 * kWarpSize);
-  const int64_t next_group = tile / kGroup + 1;
-  const int64_t group_end = next_group * kGroup < words.num_tiles ? next_group * kGroup : words.num_tiles;
-  const WordsBehind behind = {words, group_end, next_group};
-  Span span = wait_for_spans<1>(behind, tile + 1, lane);  // short and medium trajectories end here, nearly always at once
-  if (!span.cut) span = join(span, wait_for_spans<7>(behind, tile + 1 + kWarpSize, lane));
-  return span.map.add;  // cut by now
+__device__ __forceinline__ WordsBehind words_behind(const TileWords& words, int64_t tile) {
+  const int64_t next_group = tile / kGroup + 1, group_end = next_group * kGroup;
+  return {words, group_end < words.num_tiles ? group_end : words.num_tiles, next_group};
 }
 
 }  // namespace hpcrl

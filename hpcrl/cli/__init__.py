@@ -46,16 +46,16 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(handler=_run)
     parser.add_argument("pipeline", nargs="?", help="a Python file that defines one function returning a Pipeline")
     parser.add_argument("-h", "--help", action="store_true", help="this help, and the pipeline's own options")
-    parser.add_argument("--on", choices=("here", "mpi"), help="in this process, or under mpiexec (default: mpi when ranks > 1)")
-    parser.add_argument("--ranks", type=int, help="data-parallel ranks (default: min(cores, num_blocks)); changes no bits")
-    parser.add_argument("--run", type=Path, metavar="DIR", help="run folder (default: runs/NAME); an existing run resumes")
-    parser.add_argument("--fresh", action="store_true", help="rename an existing run folder and start over; deletes nothing")
-    parser.add_argument("--branch", metavar="DIR", type=Path, help="start a new run DIR from a published checkpoint (--from)")
+    parser.add_argument("--on", choices=("here", "mpi"), help="this process, or mpiexec (default: mpi when ranks > 1)")
+    parser.add_argument("--ranks", type=int, help="data-parallel ranks (default: min(cores, num_blocks)); same bits")
+    parser.add_argument("--run", type=Path, metavar="DIR", help="run folder (default: runs/NAME); an old one resumes")
+    parser.add_argument("--fresh", action="store_true", help="rename an existing run folder and start over")
+    parser.add_argument("--branch", metavar="DIR", type=Path, help="start a new run DIR from a checkpoint (--from)")
     parser.add_argument("--from", dest="branch_from", metavar="RUN@K", help="the checkpoint: run folder @ iteration")
     parser.add_argument("--compute-threads", type=int, help="threads per rank; changes bits, recorded in the run")
     parser.add_argument("--seed", type=int, help="key of all randomness (default: the pipeline's)")
     parser.add_argument("--num-iterations", type=int, help="iterations in all; a resumed run may grow")
-    parser.add_argument("--handoff", choices=("memory", "disk"), default="memory", help="disk: read every stage's input back")
+    parser.add_argument("--handoff", choices=("memory", "disk"), default="memory", help="disk: read inputs back")
     parser.add_argument("--quiet", action="store_true", help="no progress lines")
 
 
@@ -114,4 +114,3 @@ def _report(options: argparse.Namespace, rest: list[str]) -> int:
 
     print(write_report(options.run, out=options.out, tensorboard=options.tensorboard))
     return 0
-

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any, NoReturn, Protocol, TypeVar
 
 import numpy as np
@@ -12,6 +12,8 @@ import numpy.typing as npt
 
 T = TypeVar("T")
 Array = npt.NDArray[Any]
+Message = tuple[int, Array]
+"""(peer rank, array)."""
 
 
 class Collectives(Protocol):
@@ -55,10 +57,11 @@ class Collectives(Protocol):
         """Whether the flag is up on all ranks."""
         ...
 
-    def exchange(self, sends: Mapping[int, Array], receives: Mapping[int, Array]) -> None:
-        """Sends and fills arrays, one per peer rank, all at once; returns when both are done.
+    def exchange(self, sends: Sequence[Message], receives: Sequence[Message]) -> None:
+        """Sends arrays to peers and fills arrays from peers, all at once; returns when both are done.
 
-        Arrays are C-contiguous and of a size both sides know; a message above 1 GiB goes in pieces.
+        Messages between two ranks arrive in the order of their lists. Arrays are C-contiguous and of a size that both
+        sides know; an empty one costs no message, one above 1 GiB goes in pieces.
         """
         ...
 
@@ -107,13 +110,11 @@ class SingleProcess:
     def all(self, flag: bool) -> bool:
         return bool(flag)
 
-    def exchange(self, sends: Mapping[int, Array], receives: Mapping[int, Array]) -> None:
-        for peer in (*sends, *receives):
+    def exchange(self, sends: Sequence[Message], receives: Sequence[Message]) -> None:
+        for peer, _ in (*sends, *receives):
             check_rank("peer", peer, self.size)
-        if sends.keys() != receives.keys():
-            raise ValueError("exchange: want rank 0's message to itself both sent and received, given only one side")
-        for peer, target in receives.items():
-            np.copyto(target, sends[peer], casting="no")
+        for (_, source), (_, target) in zip(sends, receives, strict=True):
+            np.copyto(target, source, casting="no")
 
     def split(self, color: int | None, key: int) -> Collectives | None:
         return None if color is None else SingleProcess()

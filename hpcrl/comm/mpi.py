@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from mpi4py import MPI
 
-from hpcrl.comm.collectives import Array, Collectives, check_rank, flush_streams
+from hpcrl.comm.collectives import Array, Collectives, Message, check_rank, flush_streams
 from hpcrl.comm.exit_code import record_exit_code
 from hpcrl.comm.waiting import Waiting
 from hpcrl.errors import InputError
@@ -65,10 +65,10 @@ class MpiRanks:
         payload = _pickled(value)
         lengths = self._lengths(payload.size)
         if self.rank != root:
-            self.exchange({root: payload}, {})
+            self.exchange([(root, payload)], [])
             return None
         received = {peer: np.empty(lengths[peer], np.uint8) for peer in range(self.size) if peer != root}
-        self.exchange({}, received)
+        self.exchange([], list(received.items()))
         return [value if peer == root else _unpickled(received[peer]) for peer in range(self.size)]
 
     def all_gather(self, value: T) -> list[T]:
@@ -87,14 +87,10 @@ class MpiRanks:
     def all(self, flag: bool) -> bool:
         return self._reduce_flag(flag, MPI.MIN)
 
-    def exchange(self, sends: Mapping[int, Array], receives: Mapping[int, Array]) -> None:
+    def exchange(self, sends: Sequence[Message], receives: Sequence[Message]) -> None:
         # Receives first: a message that finds its buffer posted is not copied twice.
-        requests = [
-            self._communicator.Irecv(piece, peer) for peer, array in receives.items() for piece in _pieces(array)
-        ]
-        requests += [
-            self._communicator.Isend(piece, peer) for peer, array in sends.items() for piece in _pieces(array)
-        ]
+        requests = [self._communicator.Irecv(piece, peer) for peer, array in receives for piece in _pieces(array)]
+        requests += [self._communicator.Isend(piece, peer) for peer, array in sends for piece in _pieces(array)]
         self._waiting.until(lambda: MPI.Request.Testall(requests))
 
     def split(self, color: int | None, key: int) -> Collectives | None:

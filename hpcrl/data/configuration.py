@@ -86,7 +86,7 @@ def differences(old: Any, new: Any, path: str = "") -> dict[str, tuple[Any, Any]
 
 
 def near_names(given: str, names: Sequence[str]) -> str:
-    """"; did you mean 'x'?" where a known name is close, else the list of names."""
+    """ "; did you mean 'x'?" where a known name is close, else the list of names."""
     close = difflib.get_close_matches(given, names, n=3, cutoff=0.6)
     if close:
         return f"did you mean {' or '.join(repr(name) for name in close)}?"

@@ -41,7 +41,7 @@ class CartPoleEnvs(VectorEnv):
 
     def reset(self) -> Array:
         self._counter.begin()
-        states = [self._start_of(key) for key in self._counter.keys()]
+        states = [self._start_of(key) for key in self._counter.current_keys()]
         return self._put(np.array(states), np.zeros(len(self.lanes), np.int64))
 
     def _start_of(self, key: int) -> Array:

@@ -42,7 +42,7 @@ class EpisodeCounter:
         """The seed with which the current episode of lane number `index` of this block is reset."""
         return episode_seed(self.seed, self.lanes[index], int(self.episode[index]), self.draw)
 
-    def keys(self) -> list[int]:
+    def current_keys(self) -> list[int]:
         """The keys of all lanes' current episodes."""
         return [self.key(index) for index in range(len(self.lanes))]
 

@@ -41,7 +41,11 @@ class ScalarEnvs(VectorEnv):
         self.max_episode_steps = _time_limit(first)
         self._observe = ObservationGate(self.observation_space, start_of(first.observation_space), name)
         self._gate = ActionGate(
-            self.action_space, start_of(first.action_space), len(lanes), name, getattr(first.action_space, "dtype", None)
+            self.action_space,
+            start_of(first.action_space),
+            len(lanes),
+            name,
+            getattr(first.action_space, "dtype", None),
         )
         self._counter = EpisodeCounter(name, lanes, seed, draw)
         self.episode, self.episode_step = self._counter.episode, self._counter.episode_step

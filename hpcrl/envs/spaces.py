@@ -18,7 +18,7 @@ class Space:
     """The shape of one observation or one action, without the lane axis.
 
     kind "box": `shape`, `dtype`, and bounds `low`, `high` float64[shape] (infinite where there is none; two spaces
-    compare equal whatever their bounds); "discrete": 0 .. n - 1, shape (); "multi_discrete": entry i is 0 .. nvec[i] - 1.
+    compare equal whatever their bounds); "discrete": 0 .. n - 1, shape (); "multi_discrete": entry i below nvec[i].
     Example:
         >>> Space("discrete", n=2)
         Space(kind='discrete', shape=(), dtype='int64', n=2, nvec=None)

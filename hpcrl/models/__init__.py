@@ -2,5 +2,6 @@
 
 from hpcrl.models.cnn import Cnn
 from hpcrl.models.mlp import Mlp
+from hpcrl.models.policy import ModelConfig, Policy
 
-__all__ = ["Cnn", "Mlp"]
+__all__ = ["Cnn", "Mlp", "ModelConfig", "Policy"]

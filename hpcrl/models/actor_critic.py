@@ -83,7 +83,7 @@ class ActorCritic(nn.Module):
         """
         if observations.shape[1:] != self.observation_shape:
             raise InputError(
-                f"observations: want [n, {', '.join(map(str, self.observation_shape))}], given {list(observations.shape)}"
+                f"observations: want rows of {list(self.observation_shape)}, given {list(observations.shape)}"
             )
         policy_outputs, values = self._forward_rows(observations)
         actions, log_probs = self.distribution.sample(policy_outputs, random_numbers, greedy=greedy)
@@ -154,9 +154,13 @@ class ActorCritic(nn.Module):
         """Takes what `arrays()` gave; refuses other names or shapes and then changes nothing."""
         own = self.state_dict()
         if missing := sorted(own.keys() - arrays.keys()):
-            raise InputError(f"checkpoint: want {', '.join(missing)}, which it lacks; open it with the model it was made with")
+            raise InputError(
+                f"checkpoint: want {', '.join(missing)}, which it lacks; open it with the model it was made with"
+            )
         if unknown := sorted(arrays.keys() - own.keys()):
-            raise InputError(f"checkpoint: holds {', '.join(unknown)}, which this model lacks; open it with its own model")
+            raise InputError(
+                f"checkpoint: holds {', '.join(unknown)}, which this model lacks; open it with its own model"
+            )
         for name, tensor in own.items():
             if arrays[name].shape != tuple(tensor.shape):
                 raise InputError(f"checkpoint: {name}: want {list(tensor.shape)}, given {list(arrays[name].shape)}")
@@ -178,7 +182,7 @@ class ActorCritic(nn.Module):
             return policy_outputs.numpy(), self.value_statistics.denormalize(values).numpy()
 
     def _apply(self, fn: Any, recurse: bool = True) -> ActorCritic:
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self.flatten()
         return self
 
@@ -187,5 +191,5 @@ class ActorCritic(nn.Module):
         return {name: value for name, value in self.__dict__.items() if name not in ("flat", "_infer")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
         self.flatten()

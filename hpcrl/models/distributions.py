@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,7 @@ from hpcrl.errors import InputError
 if TYPE_CHECKING:
     from hpcrl.envs import Space
 
-Array = npt.NDArray[np.generic]
+Array = npt.NDArray[Any]
 Float32 = npt.NDArray[np.float32]
 Int64 = npt.NDArray[np.int64]
 
@@ -65,7 +65,7 @@ class _LogitRows:
 
 
 def draw_categorical(
-    logits: npt.NDArray[np.float64], uniforms: npt.NDArray[np.float64], rows: Int64, *, greedy: bool
+    logits: npt.NDArray[np.float64], uniforms: npt.NDArray[Any], rows: Int64, *, greedy: bool
 ) -> tuple[Int64, npt.NDArray[np.float64]]:
     """Inverse of the cumulative distribution in index order, one uniform a row, in float64.
 
@@ -138,7 +138,7 @@ class MultiDiscrete(ActionDistribution):
 
     def log_probs_and_entropies(self, outputs: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
         log_probs, entropies = outputs.new_zeros(len(outputs)), outputs.new_zeros(len(outputs))
-        for component, part in enumerate(outputs.split(self.nvec, dim=1)):
+        for component, part in enumerate(torch.split(outputs, list(self.nvec), dim=1)):
             all_log_probs = torch.log_softmax(part, dim=1)
             log_probs = log_probs + all_log_probs.gather(1, actions[:, component : component + 1]).squeeze(1)
             entropies = entropies - (all_log_probs.exp() * all_log_probs).sum(dim=1)

@@ -53,7 +53,7 @@ class Network(nn.Module, ABC):
 
 def empty_layer(kind: type[nn.Module], *shape: int, **options: int) -> nn.Module:
     """A layer whose weights are not drawn yet: PyTorch's own draw would move the global generator."""
-    layer: nn.Module = skip_init(kind, *shape, **options)
+    layer: nn.Module = skip_init(kind, *shape, **options)  # type: ignore[no-untyped-call]
     return layer
 
 

@@ -34,6 +34,8 @@ class VectorObservations(nn.Module):
 class OneHotObservations(nn.Module):
     """Integers [n] or [n, k] to their one-hot codes beside each other, f32[n, sum of nvec]."""
 
+    starts: Tensor
+
     def __init__(self, nvec: tuple[int, ...]) -> None:
         super().__init__()
         self.size = sum(nvec)
@@ -58,7 +60,8 @@ def flat_observations(space: Space, *, normalize: bool) -> VectorObservations | 
         return VectorObservations(tuple(int(extent) for extent in space.shape), normalize)
     if normalize:
         raise InputError(
-            f"normalize_observations: want a box observation space, given {space.kind}, which is one-hot coded; leave it out"
+            f"normalize_observations: want a box observation space, given {space.kind}, "
+            "which is one-hot coded; leave it out"
         )
     if space.kind == "discrete" and space.n is not None:
         return OneHotObservations((space.n,))

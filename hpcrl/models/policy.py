@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from hpcrl.envs import Space
+    from hpcrl.models.actor_critic import ActorCritic
 
 Array = npt.NDArray[np.generic]
 Float32 = npt.NDArray[np.float32]
@@ -22,8 +26,17 @@ class Policy(Protocol):
     def random_kind(self) -> Literal["uniform", "normal"]:
         """Their distribution: uniform in [0, 1) or standard normal."""
 
-    def act(self, observations: Array, random_numbers: Array, *, greedy: bool = False) -> tuple[Array, Float32, Float32]:
+    def act(
+        self, observations: Array, random_numbers: Array, *, greedy: bool = False
+    ) -> tuple[Array, Float32, Float32]:
         """Actions, log-probabilities f32[rows], values f32[rows]."""
 
     def values(self, observations: Array) -> Float32:
         """V(s), f32[rows]; a row's bits do not depend on the other rows."""
+
+
+class ModelConfig(Protocol):
+    """A frozen dataclass that describes a network and builds it."""
+
+    def build(self, observation_space: Space, action_space: Space, *, seed: int) -> ActorCritic:
+        """The network; its bits depend on the arguments alone."""

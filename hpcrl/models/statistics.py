@@ -36,6 +36,10 @@ def moments(rows: npt.ArrayLike) -> Float64:
     return np.concatenate(([len(flat)], flat.sum(axis=0), np.square(flat).sum(axis=0)))
 
 
+def _refresh(module: RunningStatistics, keys: object) -> None:
+    module.refresh()
+
+
 class RunningStatistics(nn.Module):
     """Mean and variance f64[size] of everything seen, as buffers `mean`, `variance`, `weight`.
 
@@ -59,7 +63,7 @@ class RunningStatistics(nn.Module):
         self.register_buffer("mean", torch.zeros(size, dtype=torch.float64))
         self.register_buffer("variance", torch.ones(size, dtype=torch.float64))
         self.register_buffer("weight", torch.zeros(1, dtype=torch.float64))
-        self.register_load_state_dict_post_hook(lambda module, keys: module.refresh())
+        self.register_load_state_dict_post_hook(_refresh)  # type: ignore[no-untyped-call]
 
     def advance(self, sums: Float64, *, step: float | None = None) -> None:
         """Takes in one batch, given as `moments` summed over all blocks; no rows change nothing.
@@ -73,7 +77,9 @@ class RunningStatistics(nn.Module):
         if sums.shape != (1 + 2 * self.size,):
             raise InputError(f"moments: want f64[{1 + 2 * self.size}] (n, sums, sums of squares), given {sums.shape}")
         if not np.isfinite(sums).all():
-            raise InputError("moments: want finite numbers, given NaN or infinity; look at the data they were made from")
+            raise InputError(
+                "moments: want finite numbers, given NaN or infinity; look at the data they were made from"
+            )
         count = float(sums[0])
         if count == 0.0:
             return

@@ -20,7 +20,8 @@ Float32 = npt.NDArray[np.float32]
 class Advantage(Stage):
     """Adds `advantages` and `returns`: GAE, or V-trace when the policy has moved on since the rollout.
 
-    GAE: A(t) = delta(t) + gamma * lambda * A(t+1); returns = A + V. Schulman et al. 2016, arXiv:1506.02438, eqs. 11, 16.
+    GAE: A(t) = delta(t) + gamma * lambda * A(t+1); returns = A + V.
+    Schulman et al. 2016, arXiv:1506.02438, eqs. 11 and 16.
     V-trace: Espeholt et al. 2018, arXiv:1802.01561, eq. 1; needs current log-probabilities, so only inside an update
     (`Update(..., advantage=Advantage(estimator="vtrace", recompute="epoch"))`).
     Raises: InputError for a value out of range.

@@ -95,8 +95,8 @@ class RolloutBuffer:
     def pack(self, lane: Int64, episode: Int64, episode_step: Int64) -> tuple[Trajectories, FinishedEpisodes, Array]:
         """Packed trajectories without bootstrap values, the finished episodes, and the open episodes' running returns.
 
-        Shapes: lane, episode, episode_step int64[lanes]: global lane and where its episode stood when the rollout began;
-        the running returns are float64[lanes].
+        Shapes: lane, episode, episode_step int64[lanes]: global lane and where its episode stood when the rollout
+        began; the running returns are float64[lanes].
         """
         segments = self._segments()
         first = segments.offsets[:-1]

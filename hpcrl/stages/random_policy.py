@@ -33,9 +33,7 @@ class RandomPolicy:
         else:
             low, high = np.asarray(action_space.low, np.float64), np.asarray(action_space.high, np.float64)
             if not (np.isfinite(low).all() and np.isfinite(high).all()):
-                raise InputError(
-                    "random policy: want finite action bounds, given an unbounded box; use policy='model'"
-                )
+                raise InputError("random policy: want finite action bounds, given an unbounded box; use policy='model'")
             self._low, self._high = low.reshape(-1), high.reshape(-1)
             self._counts = np.zeros(len(self._low))
         self.random_numbers_per_action = len(self._counts)

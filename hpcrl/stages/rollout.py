@@ -193,7 +193,9 @@ class _BlockPlayer:
         bootstrap = np.zeros(packed.num_trajectories, np.float32)
         open_ended = np.flatnonzero(packed["ending"] != Ending.TERMINATED)
         if len(open_ended):
-            bootstrap[open_ended] = self.policy.values(final_observations(packed, self.environment.frame_stack, open_ended))
+            bootstrap[open_ended] = self.policy.values(
+                final_observations(packed, self.environment.frame_stack, open_ended)
+            )
         return bootstrap
 
 

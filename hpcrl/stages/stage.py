@@ -105,7 +105,7 @@ class RolloutSource(Protocol):
 
 @dataclasses.dataclass
 class Environments:
-    """Live environments of this rank, kept between iterations: (stage, block) -> (environment, iteration it stands after)."""
+    """This rank's environments between iterations: (stage, block) -> (environment, iteration it stands after)."""
 
     live: dict[tuple[str, int], tuple[VectorEnv, int]] = dataclasses.field(default_factory=dict)
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import time
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Mapping
+from typing import ClassVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -17,11 +18,13 @@ from hpcrl.stages.batch import BlockBatch
 from hpcrl.stages.stage import Stage, StageContext, StageInterruptedError
 from hpcrl.store.killpoints import reach
 
-if TYPE_CHECKING:
-    from hpcrl.residents import Resident
-
 Float64 = npt.NDArray[np.float64]
 Int64 = npt.NDArray[np.int64]
+Array = npt.NDArray[np.generic]
+
+
+_PROGRESS_DUE = 65536.0
+"""Larger than any number of blocks, and exact in float32 beside their sum."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,13 +76,13 @@ class Update(Stage):
 
 @dataclasses.dataclass
 class _Cursor:
-    """Where an update stands: the next epoch and minibatch, optimiser steps taken, sums of the statistics so far."""
+    """Where an update stands: the next epoch and minibatch, and sums of the statistics so far."""
 
-    epoch: int
-    minibatch: int
-    optimizer_steps: int
-    sums: Float64
-    stopped: bool = False  # target KL reached: no further optimiser step
+    epoch: int = 0
+    minibatch: int = 0
+    optimizer_steps: int = 0
+    early_stop: bool = False
+    """Target KL reached: no further optimiser step."""
 
 
 class _UpdateRun:
@@ -87,29 +90,200 @@ class _UpdateRun:
 
     def __init__(self, stage: Update, context: StageContext) -> None:
         self.stage, self.algorithm, self.context = stage, stage.algorithm, context
-        self.resident: Resident = context.residents.get(stage.model)
         self.started = time.perf_counter()
-        self.batches = [
-            BlockBatch(block, context.inputs(block), self.resident.model, stage.advantage) for block in context.owned
-        ]
-        self.progress = context.iteration / context.num_iterations
-        self.learner = self.algorithm.learner(self.resident.model, self.resident.optimizer, self.progress)
+        self.resident = context.residents.get(stage.model)
+        self.model = self.resident.model
+        self.optimizer = self.resident.ready_to_train(self.algorithm.build_optimizer)
+        stack = context.description.frame_stack if context.description is not None else 1
+        self.batches = [BlockBatch(block, context.inputs(block), stack) for block in context.owned]
+        self.share_done = context.iteration / context.num_iterations
+        self.learning_rate = self.algorithm.learning_rate_at(self.share_done)
         self.counts = self._counts()
-
-    def _counts(self) -> Int64:
-        """Steps in each minibatch over all blocks, int64[num_minibatches]."""
-        minibatches = self.algorithm.num_minibatches
-        leaves = [np.array(batch.part_lengths(minibatches), np.float64) for batch in self.batches]
-        return self.context.tree.sum(leaves).astype(np.int64)
+        # One element more than the gradient carries what ranks must agree on at the same step: see _pack_request.
+        size = self.model.flat.size
+        self._leaves = [np.zeros(size + 1, np.float32) for _ in self.batches]
+        self._total = np.zeros(size + 1, np.float32)
+        self._sums = [np.zeros(self.algorithm.num_statistics, np.float64) for _ in self.batches]
+        self._gradient_norm_sum = 0.0
+        self._stored_estimates: Mapping[str, Mapping[str, Array]] = {}
+        self._moments: Float64 = np.zeros((0, 3))
+        self._orders: list[Int64] = []
+        self._last_epoch_begun = -1
 
     def run(self) -> None:
         cursor = self._resume_or_begin()
-        for epoch in range(cursor.epoch, self.algorithm.num_epochs):
-            if cursor.stopped:
-                break
-            self._begin_epoch(epoch)
-            for minibatch in range(cursor.minibatch if epoch == cursor.epoch else 0, self.algorithm.num_minibatches):
-                self._step(cursor, epoch, minibatch)
-                if cursor.stopped:
-                    break
+        while cursor.epoch < self.algorithm.num_epochs and not cursor.early_stop:
+            if self._last_epoch_begun != cursor.epoch:
+                self._begin_epoch(cursor.epoch)
+            asked_to_stop, progress_due = self._optimizer_step(cursor)
+            done = cursor.epoch * self.algorithm.num_minibatches + cursor.minibatch
+            self.context.tick("update", done, self.algorithm.num_epochs * self.algorithm.num_minibatches)
+            if asked_to_stop and cursor.epoch < self.algorithm.num_epochs:
+                self._save_progress(cursor)
+                raise StageInterruptedError
+            if progress_due and cursor.epoch < self.algorithm.num_epochs:
+                self._save_progress(cursor)
         self._finish(cursor)
+
+    def _counts(self) -> Int64:
+        """Steps of each minibatch over all blocks, int64[num_minibatches]."""
+        leaves = [
+            np.diff(batch.part_bounds(self.algorithm.num_minibatches)).astype(np.float64) for batch in self.batches
+        ]
+        return self.context.tree.sum(leaves).astype(np.int64)
+
+    def _begin_epoch(self, epoch: int) -> None:
+        """The epoch's order of steps, fresh advantages where asked for, and what normalises them."""
+        from hpcrl.ops.random import Draw, permutation
+
+        self._last_epoch_begun = epoch
+        if self.stage.advantage is not None and not self._restore_estimates():
+            for batch in self.batches:
+                batch.estimate_advantages(self.model, self.stage.advantage)
+        self._orders = [
+            permutation(
+                self.context.seed,
+                batch.num_steps,
+                trajectory=batch.block,
+                step=epoch,
+                iteration=self.context.iteration,
+                draw=Draw.SHUFFLE,
+            )
+            for batch in self.batches
+        ]
+        leaves = [
+            self._advantage_moments(batch, order) for batch, order in zip(self.batches, self._orders, strict=True)
+        ]
+        self._moments = self.context.tree.sum(leaves).reshape(-1, 3)
+
+    def _advantage_moments(self, batch: BlockBatch, order: Int64) -> Float64:
+        """(n, sum, sum of squares) of the advantages of each minibatch's part, f64[num_minibatches * 3]."""
+        bounds = batch.part_bounds(self.algorithm.num_minibatches)
+        advantages = batch.trajectories["advantages"].astype(np.float64)[order]
+        parts = [advantages[start:stop] for start, stop in itertools.pairwise(bounds)]
+        return np.array([[len(part), part.sum(), np.square(part).sum()] for part in parts]).reshape(-1)
+
+    def _optimizer_step(self, cursor: _Cursor) -> tuple[bool, bool]:
+        """One minibatch: every block's gradient, the tree, one step.
+
+        Returns whether any rank was asked to stop, and whether progress is due; the same on all ranks.
+        """
+        whole_batch = self.algorithm.normalize_advantages == "batch"
+        moments = self._moments.sum(axis=0) if whole_batch else self._moments[cursor.minibatch]
+        totals = self.algorithm.totals(int(self.counts[cursor.minibatch]), moments)
+        statistics = []
+        for batch, order, leaf in zip(self.batches, self._orders, self._leaves, strict=True):
+            bounds = batch.part_bounds(self.algorithm.num_minibatches)
+            rows = order[bounds[cursor.minibatch] : bounds[cursor.minibatch + 1]]
+            self.model.flat.zero_gradients()
+            loss, numbers = self.algorithm.loss(self.model, batch.tensors(rows), totals, progress=self.share_done)
+            loss.backward()
+            leaf[:-1] = self.model.flat.gradients_array()
+            leaf[-1] = self._pack_request(batch)
+            statistics.append(numbers)
+        if self._kl_reached(statistics):
+            cursor.early_stop = True
+            return False, False
+        total = self.context.tree.sum(self._leaves, out=self._total)
+        self.model.flat.gradients_array()[:] = total[:-1]
+        reach("optimizer.before_step")
+        norm = self.optimizer.step(self.learning_rate, self.algorithm.max_grad_norm)
+        reach("optimizer.after_step")
+        for sums, numbers in zip(self._sums, statistics, strict=True):
+            sums += numbers
+        self._gradient_norm_sum += norm
+        cursor.optimizer_steps += 1
+        cursor.minibatch += 1
+        if cursor.minibatch == self.algorithm.num_minibatches:
+            cursor.epoch, cursor.minibatch = cursor.epoch + 1, 0
+        return bool(total[-1] % _PROGRESS_DUE > 0), bool(total[-1] >= _PROGRESS_DUE)
+
+    def _pack_request(self, batch: BlockBatch) -> float:
+        """1 when this rank was asked to stop; plus _PROGRESS_DUE from block 0's owner when progress is due by its clock."""
+        asked = float(self.context.stop_requested())
+        return asked + _PROGRESS_DUE if batch.block == 0 and self.context.progress_due() else asked
+
+    def _kl_reached(self, statistics: list[Float64]) -> bool:
+        """Whether this minibatch diverged so far that the update ends before its step; the same on all ranks."""
+        if self.algorithm.target_kl is None:
+            return False
+        sums = self.context.tree.sum([numbers.copy() for numbers in statistics])
+        return self.algorithm.stops_at(self.algorithm.finish_statistics(sums)["approximate_kl"])
+
+    def _resume_or_begin(self) -> _Cursor:
+        """Go on from the newest published progress; else move the value scale once and begin."""
+        stored = self.context.output.load_progress()
+        if stored is not None:
+            tensors, state = stored
+            self.resident.load(tensors, self.resident.version)
+            for sums, batch in zip(self._sums, self.batches, strict=True):
+                sums[:] = tensors["statistics"][block_key(batch)]
+            self._gradient_norm_sum = cast(float, state["gradient_norm_sum"])
+            self._stored_estimates = tensors if "advantages" in tensors else {}
+            return _Cursor(**cast(Mapping[str, int], state["cursor"]))
+        if self.algorithm.normalize_values is not None:
+            returns = [moments_of(batch.trajectories["returns"]) for batch in self._with_returns()]
+            self.algorithm.advance_value_statistics(self.model, self.context.tree.sum(returns))
+        return _Cursor()
+
+    def _restore_estimates(self) -> bool:
+        """Take the advantages of an epoch that was interrupted in its middle; False when there are none."""
+        stored, self._stored_estimates = self._stored_estimates, {}
+        for batch in self.batches if stored else []:
+            fields = {name: stored[name][block_key(batch)] for name in ("advantages", "returns")}
+            batch.trajectories = batch.trajectories.with_fields(steps=fields)
+        return bool(stored)
+
+    def _with_returns(self) -> list[BlockBatch]:
+        if self.stage.advantage is not None:
+            for batch in self.batches:
+                batch.estimate_advantages(self.model, self.stage.advantage)
+        return self.batches
+
+    def _save_progress(self, cursor: _Cursor) -> None:
+        mine: dict[str, dict[str, Array]] = {
+            "statistics": {block_key(batch): sums for batch, sums in zip(self.batches, self._sums, strict=True)}
+        }
+        if self.stage.advantage is not None and cursor.minibatch > 0:
+            # Mid-epoch: the epoch's advantages came from the values at its beginning, which are gone.
+            for name in ("advantages", "returns"):
+                mine[name] = {block_key(batch): batch.trajectories[name] for batch in self.batches}
+        gathered = self.context.comm.all_gather(mine)
+        groups = {name: {key: array for part in gathered for key, array in part[name].items()} for name in mine}
+        self.context.output.save_progress(
+            {**self.resident.tensors(), **groups},
+            {"cursor": dataclasses.asdict(cursor), "gradient_norm_sum": self._gradient_norm_sum},
+        )
+
+    def _finish(self, cursor: _Cursor) -> None:
+        """Advance what is frozen during a rollout, raise the version, publish."""
+        observation_statistics = self.model.observation_statistics
+        if observation_statistics is not None:
+            leaves = [moments_of(batch.trajectories["observations"]) for batch in self.batches]
+            observation_statistics.advance(self.context.tree.sum(leaves))
+        self.resident.version += 1
+        finished = self.algorithm.finish_statistics(self.context.tree.sum(self._sums))
+        steps = max(cursor.optimizer_steps, 1)
+        facts = {
+            **{name: value if np.isfinite(value) else None for name, value in finished.items()},
+            "gradient_norm": self._gradient_norm_sum / steps,
+            "learning_rate": self.learning_rate,
+            "optimizer_steps": cursor.optimizer_steps,
+            "early_stop": cursor.early_stop,
+            "steps": int(self.counts.sum()),
+            "seconds": time.perf_counter() - self.started,
+        }
+        self.context.output.log(facts)
+        self.context.output.emit_checkpoint(facts)
+
+
+def block_key(batch: BlockBatch) -> str:
+    """Names a block's arrays in a progress file."""
+    return f"block-{batch.block:05d}"
+
+
+def moments_of(rows: Array) -> Float64:
+    """(n, sums, sums of squares) of rows [n, ...] in float64."""
+    from hpcrl.models.statistics import moments
+
+    return moments(rows)

@@ -1,0 +1,1 @@
+"""Typed faces of the kernels, one file for each idea: arrays in, arrays out, no state."""

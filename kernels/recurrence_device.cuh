@@ -1,0 +1,384 @@
+// The body of the recurrence kernel: what one block does with one tile of packed steps.
+//
+// A batch is cut into tiles of equal size, wherever trajectories begin and end, so that a million short trajectories and
+// one long trajectory are the same work. A block loads its tile once, scans it in registers, tells the tiles before it (in
+// time) what its steps make of x behind them, learns the same from the tiles behind, and writes the outputs: every
+// byte moves once. GAE: 16 bytes a step; TD(lambda) 12; reward-to-go 8; V-trace 20; Retrace 24; plus 12 a trajectory. A first
+// pass for the tiles' spans alone would read the inputs twice (24 for GAE: at most 67 % of a device copy, as neither 16M
+// nor 64M steps stay in any L2).
+//
+// Tiles are taken from the end of the batch by a ticket, so that a tile waits only for tiles that already run: it always
+// ends, whatever order the hardware starts blocks in. The tree of joins is fixed by the tile's number alone (rows in a warp,
+// warps in a tile, tiles in a group of 256, groups in a chain): the same bits on every run, unlike a look-back that takes
+// whichever of aggregate and prefix is there. A tile whose last step ends a trajectory waits for nothing, and one that
+// follows a border within the next 32 tiles reads one row of words, so short and medium trajectories see no chain. One
+// long trajectory does: a hop a group = 524288 steps = 2 us at 4.3 TB/s, where a hop costs about 1 us.
+//
+// Prediction (not measured), of a device copy at 4.3 TB/s: launch and memset 3 us, first and last wave 3 us, 92 % between:
+// 16M steps 84-88 % (68 us + 6), 64M steps 90 %; the 8 x 2M form loses 1-2 us more at either end.
+#pragma once
+
+#include "recurrence_plan.h"
+#include "tile_spans.cuh"
+
+namespace hpcrl {
+
+template <class Shape>
+struct TileMemory {  // shared by a block
+  alignas(16) unsigned ends[Shape::kSteps / 4];  // one byte a step: 1 where a trajectory ends
+  float bootstraps[Shape::kSteps];               // only where a trajectory ends
+  Span spans[Shape::kWarps], near, far[Shape::kWarps];
+  double sums[Shape::kWarps][2];
+  unsigned ticket;
+  int64_t first_trajectory;
+};
+
+// Where a lane's steps lie, counted within the tile. The first and the last tile hold places without a step.
+template <class Shape>
+struct Place {
+  int64_t tile_begin;  // may lie before step 0, see Alignment
+  int64_t num_steps;
+  bool is_vector;      // every place holds a step, and the columns lie on 16-byte borders
+  int warp, lane;
+
+  __device__ __forceinline__ int of_row(int row) const {
+    return warp * Shape::kWarpSteps + row * Shape::kRowSteps + lane * kVector;
+  }
+  __device__ __forceinline__ bool holds(int place) const {
+    return tile_begin + place >= 0 && tile_begin + place < num_steps;
+  }
+};
+
+template <class Shape>
+__device__ __forceinline__ Place<Shape> place_of(const RecurrenceTask& task, int64_t tile) {
+  const int64_t begin = tile * Shape::kSteps - task.shift, num_steps = task.arguments.num_steps;
+  const bool is_whole = begin >= 0 && begin + Shape::kSteps <= num_steps;
+  return {begin, num_steps, task.is_vector && is_whole, static_cast<int>(threadIdx.x) / kWarpSize,
+          static_cast<int>(threadIdx.x) % kWarpSize};
+}
+
+// ---- Reading and writing four steps --------------------------------------------------------------------------------
+
+__device__ __forceinline__ float element_at(const Column& column, int64_t index) {
+  if (column.element == Element::kFloat32) return static_cast<const float*>(column.data)[index];
+  return bf16_to_float(static_cast<const unsigned short*>(column.data)[index]);
+}
+
+// All rows of one column. bfloat16 words come as they are, two to a register, so that no conversion waits for a load before
+// the next column's loads are under way; `widen_rows` follows when all are.
+template <class Shape>
+__device__ __forceinline__ void load_rows(const Column& column, const Place<Shape>& place,
+                                          float (&rows)[Shape::kRows][kVector]) {
+  const float* floats = static_cast<const float*>(column.data) + place.tile_begin;
+  const unsigned short* halves = static_cast<const unsigned short*>(column.data) + place.tile_begin;
+  const bool is_float = column.element == Element::kFloat32;
+#pragma unroll
+  for (int row = 0; row < Shape::kRows; ++row) {
+    const int at = place.of_row(row);
+    if (!place.is_vector) {
+#pragma unroll
+      for (int i = 0; i < kVector; ++i) {
+        rows[row][i] = 0.0f;
+        if (place.holds(at + i)) rows[row][i] = is_float ? floats[at + i] : bf16_to_float(halves[at + i]);
+      }
+    } else if (is_float) {
+      const float4 four = __ldcs(reinterpret_cast<const float4*>(floats + at));
+      rows[row][0] = four.x, rows[row][1] = four.y, rows[row][2] = four.z, rows[row][3] = four.w;
+    } else {
+      const uint2 four = __ldcs(reinterpret_cast<const uint2*>(halves + at));
+      rows[row][0] = __uint_as_float(four.x), rows[row][1] = __uint_as_float(four.y);
+    }
+  }
+}
+
+template <class Shape>
+__device__ __forceinline__ void widen_rows(const Column& column, const Place<Shape>& place,
+                                           float (&rows)[Shape::kRows][kVector]) {
+  if (column.element == Element::kFloat32 || !place.is_vector) return;
+#pragma unroll
+  for (int row = 0; row < Shape::kRows; ++row) {
+    const unsigned low = __float_as_uint(rows[row][0]), high = __float_as_uint(rows[row][1]);
+    rows[row][0] = __uint_as_float(low << 16), rows[row][1] = __uint_as_float(low & 0xFFFF0000u);
+    rows[row][2] = __uint_as_float(high << 16), rows[row][3] = __uint_as_float(high & 0xFFFF0000u);
+  }
+}
+
+template <class Shape>
+__device__ __forceinline__ void store_four(float* column, const Place<Shape>& place, int at, const float (&four)[kVector]) {
+  float* out = column + place.tile_begin;
+  if (place.is_vector) {
+    __stcs(reinterpret_cast<float4*>(out + at), float4{four[0], four[1], four[2], four[3]});
+    return;
+  }
+#pragma unroll
+  for (int i = 0; i < kVector; ++i) {
+    if (place.holds(at + i)) out[at + i] = four[i];
+  }
+}
+
+// ---- Where trajectories end ----------------------------------------------------------------------------------------
+
+// The last trajectory that begins at or before `step`; the only one of them that can hold it. One warp, 32 pivots a round:
+// four rounds for a million trajectories, while the tile's own loads are under way.
+__device__ __forceinline__ int64_t find_trajectory(const int64_t* offsets, int64_t num_trajectories, int64_t step, int lane) {
+  int64_t low = 0, high = num_trajectories;  // it lies in [low, high)
+  while (high - low > 1) {
+    const int64_t width = (high - low + kWarpSize - 1) / kWarpSize;
+    const int64_t pivot = low + lane * width;
+    const unsigned begun = __ballot_sync(kAllLanes, pivot < high && offsets[pivot] <= step);
+    const int last = begun != 0 ? kWarpSize - 1 - __clz(static_cast<int>(begun)) : 0;
+    low += last * width;
+    high = low + width < high ? low + width : high;
+  }
+  return low;
+}
+
+// Marks the last step of every trajectory that ends in the tile, and puts its bootstrap value there.
+template <class Shape>
+__device__ __forceinline__ void mark_ends(const RecurrenceArguments& arguments, int64_t tile_begin, TileMemory<Shape>& memory) {
+  unsigned char* ends = reinterpret_cast<unsigned char*>(memory.ends);
+  for (int64_t i = memory.first_trajectory + threadIdx.x; i < arguments.num_trajectories; i += Shape::kThreads) {
+    const int64_t begin = arguments.offsets[i], end = arguments.offsets[i + 1];
+    if (begin >= tile_begin + Shape::kSteps) break;
+    const int64_t last = end - 1 - tile_begin;
+    if (end > begin && last >= 0 && last < Shape::kSteps) {  // an empty trajectory has no last step
+      ends[last] = 1;
+      memory.bootstraps[last] = element_at(arguments.bootstrap_values, i);
+    }
+  }
+}
+
+// ---- A lane's steps ------------------------------------------------------------------------------------------------
+
+template <class Op, class Shape>
+struct LaneSteps {
+  static constexpr int kValues = 1, kActionValues = kValues + Op::kReadsValues;
+  static constexpr int kRatios = kActionValues + Op::kReadsActionValues;
+
+  float columns[kNumColumns<Op>][Shape::kRows][kVector];
+  float value_behind;  // V after the warp's last step, on lane 0
+
+  __device__ __forceinline__ void load(const RecurrenceArguments& arguments, const Place<Shape>& place) {
+    load_rows(arguments.rewards, place, columns[0]);
+    if constexpr (Op::kReadsValues) load_rows(arguments.values, place, columns[kValues]);
+    if constexpr (Op::kReadsActionValues) load_rows(arguments.action_values, place, columns[kActionValues]);
+    if constexpr (Op::kReadsRatios) load_rows(arguments.ratios, place, columns[kRatios]);
+    value_behind = 0.0f;
+    if constexpr (Op::kReadsValues) {
+      const int64_t step = place.tile_begin + (place.warp + 1) * Shape::kWarpSteps;
+      if (place.lane == 0 && step < arguments.num_steps) value_behind = element_at(arguments.values, step);
+    }
+    widen_rows(arguments.rewards, place, columns[0]);
+    if constexpr (Op::kReadsValues) widen_rows(arguments.values, place, columns[kValues]);
+    if constexpr (Op::kReadsActionValues) widen_rows(arguments.action_values, place, columns[kActionValues]);
+    if constexpr (Op::kReadsRatios) widen_rows(arguments.ratios, place, columns[kRatios]);
+  }
+
+  // V after the lane's four steps: from the lane after this one; for the last lane, from lane 0 of the next row.
+  __device__ __forceinline__ float next_value(int row, int lane) const {
+    if constexpr (!Op::kReadsValues) return 0.0f;
+    const float next_row = row + 1 < Shape::kRows ? columns[kValues][(row + 1) % Shape::kRows][0] : value_behind;
+    return __shfl_sync(kAllLanes, lane == 0 ? next_row : columns[kValues][row][0], (lane + 1) % kWarpSize);
+  }
+
+  __device__ __forceinline__ StepInputs<float> inputs(int row, int i, float next_value, bool is_end, float bootstrap) const {
+    StepInputs<float> in = {};
+    in.reward = columns[0][row][i];
+    if constexpr (Op::kReadsValues) {
+      in.value = columns[kValues][row][i];
+      const float next = i + 1 < kVector ? columns[kValues][row][(i + 1) % kVector] : next_value;
+      in.next_value = is_end ? bootstrap : next;
+    }
+    if constexpr (Op::kReadsActionValues) in.action_value = columns[kActionValues][row][i];
+    if constexpr (Op::kReadsRatios) in.ratio = columns[kRatios][row][i];
+    return in;
+  }
+};
+
+// The ends among a lane's four steps of one row.
+struct RowEnds {
+  unsigned flags;
+  const float* bootstraps;
+
+  __device__ __forceinline__ bool is_end(int i) const { return (flags >> (8 * i) & 1u) != 0; }
+  __device__ __forceinline__ float bootstrap(int i) const { return is_end(i) ? bootstraps[i] : 0.0f; }
+};
+
+template <class Shape>
+__device__ __forceinline__ RowEnds ends_of(const TileMemory<Shape>& memory, const Place<Shape>& place, int row) {
+  return {memory.ends[place.of_row(row) / 4], memory.bootstraps + place.of_row(row)};
+}
+
+template <class Op, class Shape>
+__device__ __forceinline__ Span row_span(const Op& op, const LaneSteps<Op, Shape>& steps, int row, int lane,
+                                             const RowEnds& ends) {
+  Span span = empty_span();
+  const float next_value = steps.next_value(row, lane);
+#pragma unroll
+  for (int i = kVector - 1; i >= 0; --i) {
+    const float bootstrap = ends.bootstrap(i);
+    const Affine<float> map = op.map(steps.inputs(row, i, next_value, ends.is_end(i), bootstrap));
+    if (ends.is_end(i)) {
+      span = {{map(op.start(bootstrap)), 0.0f}, true};
+    } else {
+      span.map = compose(map, span.map);
+    }
+  }
+  return span;
+}
+
+// ---- The block -----------------------------------------------------------------------------------------------------
+
+// x after the tile's last step, told by the tiles behind it: by the first 32 words, or, where no trajectory ends in those
+// tiles, by all of the group. The whole block calls it.
+template <class Shape>
+__device__ __forceinline__ float wait_for_carry(const WordsBehind& behind, int64_t tile, int warp, int lane,
+                                                TileMemory<Shape>& memory) {
+  static_assert(Shape::kGroup <= 8 * kWarpSize && 8 % Shape::kWarps == 0);
+  constexpr int kWordsPerLane = 8 / Shape::kWarps;
+  if (warp == 0) {
+    const Span near = wait_for_spans<1>(behind, tile + 1, lane);
+    if (lane == 0) memory.near = near;
+  }
+  __syncthreads();
+  if (memory.near.cut) return memory.near.map.add;
+  const Span mine = wait_for_spans<kWordsPerLane>(behind, tile + 1 + kWarpSize * (1 + warp * kWordsPerLane), lane);
+  if (lane == 0) memory.far[warp] = mine;
+  __syncthreads();
+  Span span = memory.near;
+  for (int other = 0; other < Shape::kWarps; ++other) span = join(span, memory.far[other]);
+  return span.map.add;  // cut: at the latest by the next group's word
+}
+
+// Tells the tiles before this one what it is, and returns x after its last step. `whole` on thread 0. The whole block.
+template <class Shape>
+__device__ __forceinline__ float exchange_with_tiles(const RecurrenceTask& task, int64_t tile, const Span& whole,
+                                                     const Place<Shape>& place, TileMemory<Shape>& memory) {
+  const TileWords words = {task.tiles, task.groups, task.num_tiles};
+  const bool speaks_for_group = threadIdx.x == 0 && tile % Shape::kGroup == 0;
+  if (threadIdx.x == 0) store_word(words.tiles + tile, word_of(whole));
+  if (speaks_for_group && whole.cut) store_word(words.groups + tile / Shape::kGroup, word_of(whole));
+  const bool is_closed = (memory.ends[Shape::kSteps / 4 - 1] >> 24) != 0;  // a trajectory ends on the tile's last step
+  if (is_closed || tile + 1 == task.num_tiles) return 0.0f;
+  const float carry = wait_for_carry(words_behind<Shape::kGroup>(words, tile), tile, place.warp, place.lane, memory);
+  if (speaks_for_group && !whole.cut) store_word(words.groups + tile / Shape::kGroup, word_of({{whole(carry), 0.0f}, true}));
+  return carry;
+}
+
+// Runs back through a lane's steps, writes their outputs, and sums what the moments are of.
+template <class Op, class Shape>
+__device__ __forceinline__ void write_steps(const RecurrenceTask& task, const Op& op, const LaneSteps<Op, Shape>& steps,
+                                            const TileMemory<Shape>& memory, const Place<Shape>& place,
+                                            const Span (&after)[Shape::kRows], float x_after_warp, double (&sums)[2]) {
+#pragma unroll
+  for (int row = Shape::kRows - 1; row >= 0; --row) {
+    const RowEnds ends = ends_of(memory, place, row);
+    const int at = place.of_row(row);
+    const float next_value = steps.next_value(row, place.lane);
+    float x = after[row](x_after_warp), advantages[kVector], returns[kVector];
+#pragma unroll
+    for (int i = kVector - 1; i >= 0; --i) {
+      const float bootstrap = ends.bootstrap(i);
+      const StepInputs<float> in = steps.inputs(row, i, next_value, ends.is_end(i), bootstrap);
+      const float next = ends.is_end(i) ? op.start(bootstrap) : x;
+      x = op.map(in)(next);
+      const StepOutputs<float> out = op.outputs(in, x, next);
+      advantages[i] = out.advantage, returns[i] = out.target;
+      if (task.arguments.moments != nullptr && place.holds(at + i)) {
+        const double summed = Op::kWritesAdvantages ? out.advantage : out.target;
+        sums[0] += summed;
+        sums[1] += summed * summed;
+      }
+    }
+    if constexpr (Op::kWritesAdvantages) store_four(task.arguments.advantages, place, at, advantages);
+    store_four(task.arguments.returns, place, at, returns);
+  }
+}
+
+// The tile's sums, lanes by a fixed tree, warps in order.
+template <class Shape>
+__device__ __forceinline__ void write_sums(const Place<Shape>& place, double (&sums)[2], TileMemory<Shape>& memory, double* out) {
+#pragma unroll
+  for (int distance = kWarpSize / 2; distance > 0; distance /= 2) {
+    sums[0] += __shfl_down_sync(kAllLanes, sums[0], distance);
+    sums[1] += __shfl_down_sync(kAllLanes, sums[1], distance);
+  }
+  if (place.lane == 0) memory.sums[place.warp][0] = sums[0], memory.sums[place.warp][1] = sums[1];
+  __syncthreads();
+  if (threadIdx.x < 2) {
+    double sum = 0.0;
+    for (int warp = 0; warp < Shape::kWarps; ++warp) sum += memory.sums[warp][threadIdx.x];
+    out[threadIdx.x] = sum;
+  }
+}
+
+template <class Op, class Shape>
+__device__ __forceinline__ void recurrence_block(const RecurrenceTask& task, const Op& op, TileMemory<Shape>& memory) {
+  if (threadIdx.x == 0) memory.ticket = atomicAdd(task.ticket, 1u) + 1u;
+  for (int i = threadIdx.x; i < Shape::kSteps / 4; i += Shape::kThreads) memory.ends[i] = 0;
+  __syncthreads();
+  const int64_t tile = task.num_tiles - 1 - memory.ticket;
+  const Place<Shape> place = place_of<Shape>(task, tile);
+
+  LaneSteps<Op, Shape> steps;
+  steps.load(task.arguments, place);
+  if (place.warp == 0) {
+    const RecurrenceArguments& arguments = task.arguments;
+    const int64_t first_step = place.tile_begin > 0 ? place.tile_begin : 0;
+    const int64_t first = find_trajectory(arguments.offsets, arguments.num_trajectories, first_step, place.lane);
+    if (place.lane == 0) memory.first_trajectory = first;
+  }
+  __syncthreads();
+  mark_ends(task.arguments, place.tile_begin, memory);
+  __syncthreads();
+
+  Span after[Shape::kRows];  // from the lane's four steps of a row to the warp's last step
+  Span warp_span = empty_span();
+#pragma unroll
+  for (int row = Shape::kRows - 1; row >= 0; --row) {
+    const WarpSpans spans = join_lanes(row_span(op, steps, row, place.lane, ends_of(memory, place, row)), place.lane);
+    after[row] = join(spans.after, warp_span);
+    warp_span = join(spans.whole, warp_span);
+  }
+  if (place.lane == 0) memory.spans[place.warp] = warp_span;
+  __syncthreads();
+  Span later_warps = empty_span();
+  for (int other = Shape::kWarps - 1; other > place.warp; --other) later_warps = join(memory.spans[other], later_warps);
+
+  const float carry = exchange_with_tiles(task, tile, join(warp_span, later_warps), place, memory);
+  double sums[2] = {0.0, 0.0};
+  write_steps(task, op, steps, memory, place, after, later_warps(carry), sums);
+  if (task.arguments.moments != nullptr) write_sums(place, sums, memory, task.sums + 2 * tile);
+}
+
+// ---- The moments ---------------------------------------------------------------------------------------------------
+
+constexpr int kMomentsThreads = 512;
+
+struct MomentsMemory {
+  double sums[kMomentsThreads][2];
+};
+
+// (n, sum, sum of squares) from the tiles' sums by one block: each thread takes every kMomentsThreads-th tile, then a tree.
+__device__ __forceinline__ void moments_block(const RecurrenceTask& task, MomentsMemory& memory) {
+  double sum = 0.0, squares = 0.0;
+  for (int64_t tile = threadIdx.x; tile < task.num_tiles; tile += kMomentsThreads) {
+    sum += task.sums[2 * tile];
+    squares += task.sums[2 * tile + 1];
+  }
+  memory.sums[threadIdx.x][0] = sum, memory.sums[threadIdx.x][1] = squares;
+  for (unsigned half = kMomentsThreads / 2; half > 0; half /= 2) {
+    __syncthreads();
+    if (threadIdx.x < half) {
+      memory.sums[threadIdx.x][0] += memory.sums[threadIdx.x + half][0];
+      memory.sums[threadIdx.x][1] += memory.sums[threadIdx.x + half][1];
+    }
+  }
+  if (threadIdx.x == 0) {
+    task.arguments.moments[0] = static_cast<double>(task.arguments.num_steps);
+    task.arguments.moments[1] = memory.sums[0][0];
+    task.arguments.moments[2] = memory.sums[0][1];
+  }
+}
+
+}  // namespace hpcrl

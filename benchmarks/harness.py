@@ -44,9 +44,10 @@ class Result:
     notes: Sequence[str] = field(default_factory=tuple)
 
 
-def add_arguments(parser: argparse.ArgumentParser, *, repeats: int = 5) -> None:
-    """Adds the options that all benchmark scripts have: `--repeats` and `--json`."""
-    parser.add_argument("--repeats", type=int, default=repeats, help="repeats of each candidate, interleaved")
+def add_arguments(parser: argparse.ArgumentParser, *, repeats: int | None = 5) -> None:
+    """Adds the options that all benchmark scripts have: `--json`, and `--repeats` unless `repeats` is None."""
+    if repeats is not None:
+        parser.add_argument("--repeats", type=int, default=repeats, help="repeats of each candidate, interleaved")
     parser.add_argument(
         "--json",
         type=Path,

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from hpcrl.models import Cnn, Mlp
     from hpcrl.pipeline import Pipeline
     from hpcrl.stages import Advantage, Evaluate, Reached, Rollout, Update
-    from hpcrl.store import Keep
+    from hpcrl.store.retention import Keep
 
 __version__ = "0.1.0"
 
@@ -20,7 +20,7 @@ _HOMES = {
     "Advantage": "hpcrl.stages",
     "Cnn": "hpcrl.models",
     "Evaluate": "hpcrl.stages",
-    "Keep": "hpcrl.store",
+    "Keep": "hpcrl.store.retention",
     "Mesh": "hpcrl.data",
     "Mlp": "hpcrl.models",
     "PPO": "hpcrl.algorithms",

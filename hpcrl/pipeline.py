@@ -11,7 +11,7 @@ from hpcrl.data.configuration import to_plain
 from hpcrl.errors import InputError
 from hpcrl.models import ModelConfig
 from hpcrl.stages import Advantage, Evaluate, Rollout, Stage, Update
-from hpcrl.store import Keep
+from hpcrl.store.retention import Keep
 
 FREE_TO_CHANGE = ("mesh.dp", "keep.", "progress_every_minutes", "checkpoint_every")
 """Prefixes of what a resumed run may change; `num_iterations` may grow."""

@@ -202,6 +202,7 @@ int64_t Array::size() const {
 }
 
 size_t Array::bytes() const {
+  if (data == nullptr) return 0;
   size_t width = 1;
   if (kind == Kind::kFloat32 || kind == Kind::kUint32) width = 4;
   if (kind == Kind::kFloat64 || kind == Kind::kInt64) width = 8;

@@ -35,6 +35,17 @@ void want_positive(const char* name, double number) {
   throw py::value_error(std::string(name) + ": want a number > 0, got " + std::string(py::str(py::float_(number))));
 }
 
+void want_built_for(const char* op, const Array& rewards) {
+#ifdef HPCRL_WITH_CUDA
+  (void)op, (void)rewards;
+#else
+  if (rewards.device == kOnCpu) return;
+  throw std::runtime_error(std::string(op) + ": rewards is on " + rewards.device_name() +
+                           ", but hpcrl was built without CUDA; rebuild it where nvcc is with pip install "
+                           "-C cmake.define.HPCRL_CUDA=ON, or move the arrays to the CPU");
+#endif
+}
+
 Array borrow_steps(const char* name, py::handle object, const Array& rewards) {
   Array array = borrow(name, object);
   want_kind(array, {Kind::kFloat32, Kind::kBfloat16});
@@ -44,6 +55,10 @@ Array borrow_steps(const char* name, py::handle object, const Array& rewards) {
 }
 
 Array borrow_output(const char* name, py::handle object, const Array& rewards) {
+  if (object.is_none()) {
+    throw py::value_error(std::string(name) + ": want an array to write into, because none can be made in the library of "
+                                              "rewards; pass " + name + "=");
+  }
   Array array = borrow(name, object);
   want_kind(array, {Kind::kFloat32});
   want_shape(array, {rewards.shape[0]}, "len(rewards)");
@@ -68,9 +83,10 @@ void want_rising_offsets(const Array& offsets, int64_t num_steps) {
 }
 
 template <class Op>
-Borrowed borrow_all(const Given& given) {
+Borrowed borrow_all(const char* name, const Given& given) {
   Borrowed b;
   b.rewards = borrow("rewards", given.rewards);
+  want_built_for(name, b.rewards);
   want_kind(b.rewards, {Kind::kFloat32, Kind::kBfloat16});
   want_shape(b.rewards, {b.rewards.size()}, "one number a step");
   if constexpr (Op::kReadsValues) b.values = borrow_steps("values", given.values, b.rewards);
@@ -158,13 +174,6 @@ void launch(const char* name, const Op& op, const Borrowed& b, const Given& give
 
 #else
 
-template <class Op>
-void launch(const char* name, const Op&, const Borrowed& b, const Given&) {
-  throw std::runtime_error(std::string(name) + ": rewards is on " + b.rewards.device_name() +
-                           ", but hpcrl was built without CUDA; rebuild it where nvcc is with pip install "
-                           "-C cmake.define.HPCRL_CUDA=ON, or move the arrays to the CPU");
-}
-
 #endif
 
 template <class Op>
@@ -172,8 +181,10 @@ void run(const char* name, const Op& op, const Given& given) {
   if (given.num_threads < 1) {
     throw py::value_error("num_threads: want at least 1, got " + std::to_string(given.num_threads));
   }
-  const Borrowed b = borrow_all<Op>(given);
+  const Borrowed b = borrow_all<Op>(name, given);
+#ifdef HPCRL_WITH_CUDA
   if (b.rewards.device != kOnCpu) return launch(name, op, b, given);
+#endif
   want_rising_offsets(b.offsets, b.rewards.shape[0]);
   const py::gil_scoped_release release;
   recurrence_cpu(op, b.arguments, given.num_threads);

@@ -44,34 +44,17 @@ template <class Op>
 void walk(const Op& op, const RecurrenceArguments& arguments, const ChunkRange& chunks);
 }
 
-// Writes each tile where it belongs.
-template <class F>
-class DirectSink {
- public:
-  DirectSink(float* out, int64_t) : out_(out) {}
-
-  // The last n lanes of `tile` are steps t + kLanes - n .. t + kLanes - 1.
-  void put(int64_t t, F tile, int n) {
-    if (n == F::kLanes) {
-      tile.store(out_ + t);
-    } else {
-      tile.store_upper(out_ + t, n);
-    }
-  }
-  void finish() {}
-
- private:
-  float* out_;
-};
-
-// Gathers tiles in the first cache and writes whole lines past the caches. Above the size of the last cache, ordinary stores read every
-// line of the outputs before writing it: half of the traffic for nothing.
-template <class F>
+// Gathers tiles in the first cache and writes them on as whole aligned lines: by ordinary stores, or past the caches.
+// Above the size of the last cache, ordinary stores read every line of the outputs before writing it: half of the traffic
+// for nothing. Below it, storing past it is what costs. And tiles, which keep no alignment, would straddle two lines each.
+template <class F, bool kNontemporal>
 class LineSink {
  public:
   LineSink(float* out, int64_t end) : out_(out), base_(end - kStaged), low_(end), high_(end) {}
 
+  // The last n lanes of `tile` are steps t + kLanes - n .. t + kLanes - 1.
   void put(int64_t t, F tile, int n) {
+    if constexpr (!kNontemporal) __builtin_prefetch(out_ + t - 512, 1);
     if (t < base_) flush();
     tile.store(staged_ + (t - base_));  // lanes below the last n are overwritten by the tile that follows, or never flushed
     low_ = t + F::kLanes - n;
@@ -96,7 +79,13 @@ class LineSink {
     const int64_t bottom = low_ + (kLine - past_line(low_)) % kLine, top = high_ - past_line(high_);
     if (bottom > top) return;
     write(top, high_);
-    for (int64_t t = top - kLine; t >= bottom; t -= kLine) F::stream_line(out_ + t, staged_ + (t - base_));
+    for (int64_t t = top - kLine; t >= bottom; t -= kLine) {
+      if constexpr (kNontemporal) {
+        F::stream_line(out_ + t, staged_ + (t - base_));
+      } else {
+        std::memcpy(out_ + t, staged_ + (t - base_), kLine * sizeof(float));
+      }
+    }
     const int64_t next_base = bottom - kStaged;
     std::memmove(staged_ + (low_ - next_base), staged_ + (low_ - base_),
                  sizeof(float) * static_cast<size_t>(bottom - low_));
@@ -247,10 +236,10 @@ class Walk {
   S sums_;
 };
 
-template <class F, class S, class Op, template <class> class Sink>
+template <class F, class S, class Op, bool kNontemporal>
 void walk_to(const Op& op, const RecurrenceArguments& arguments, const ChunkRange& chunks) {
   const int64_t* offsets = arguments.offsets;
-  Walk<F, S, Op, Sink<F>> walk(op, arguments, offsets[chunks.bounds[chunks.num_chunks]]);
+  Walk<F, S, Op, LineSink<F, kNontemporal>> walk(op, arguments, offsets[chunks.bounds[chunks.num_chunks]]);
   for (int64_t chunk = chunks.num_chunks - 1; chunk >= 0; --chunk) {
     for (int64_t i = chunks.bounds[chunk + 1] - 1; i >= chunks.bounds[chunk]; --i) {
       if (offsets[i] == offsets[i + 1]) continue;
@@ -263,11 +252,12 @@ void walk_to(const Op& op, const RecurrenceArguments& arguments, const ChunkRang
 
 template <class F, class S, class Op>
 void walk_chunks(const Op& op, const RecurrenceArguments& arguments, const ChunkRange& chunks) {
+  // Non-temporal stores want aligned lines, so an output whose floats straddle them is written by ordinary stores.
   const auto aligned = [](const float* out) { return reinterpret_cast<uintptr_t>(out) % sizeof(float) == 0; };
   if (chunks.nontemporal && aligned(arguments.advantages) && aligned(arguments.returns)) {
-    walk_to<F, S, Op, LineSink>(op, arguments, chunks);
+    walk_to<F, S, Op, true>(op, arguments, chunks);
   } else {
-    walk_to<F, S, Op, DirectSink>(op, arguments, chunks);
+    walk_to<F, S, Op, false>(op, arguments, chunks);
   }
 }
 

@@ -150,6 +150,15 @@ __device__ __forceinline__ void mark_ends(const RecurrenceArguments& arguments, 
 
 // ---- A lane's steps ------------------------------------------------------------------------------------------------
 
+// The ends among a lane's four steps of one row. Rows without any, most of them, go without the checks.
+template <bool kHasEnds>
+struct RowEnds {
+  unsigned flags;           // one byte a step
+  const float* bootstraps;  // of each step that is an end
+
+  __device__ __forceinline__ bool is_end(int i) const { return kHasEnds && (flags >> (8 * i) & 1u) != 0; }
+};
+
 template <class Op, class Shape>
 struct LaneSteps {
   static constexpr int kValues = 1, kActionValues = kValues + Op::kReadsValues;
@@ -181,13 +190,15 @@ struct LaneSteps {
     return __shfl_sync(kAllLanes, lane == 0 ? next_row : columns[kValues][row][0], (lane + 1) % kWarpSize);
   }
 
-  __device__ __forceinline__ StepInputs<float> inputs(int row, int i, float next_value, bool is_end, float bootstrap) const {
+  // Step i of a row. `row_next`: V after the row's four steps.
+  template <bool kHasEnds>
+  __device__ __forceinline__ StepInputs<float> inputs(int row, int i, float row_next, const RowEnds<kHasEnds>& ends) const {
     StepInputs<float> in = {};
     in.reward = columns[0][row][i];
     if constexpr (Op::kReadsValues) {
       in.value = columns[kValues][row][i];
-      const float next = i + 1 < kVector ? columns[kValues][row][(i + 1) % kVector] : next_value;
-      in.next_value = is_end ? bootstrap : next;
+      in.next_value = i + 1 < kVector ? columns[kValues][row][(i + 1) % kVector] : row_next;
+      if (ends.is_end(i)) in.next_value = ends.bootstraps[i];
     }
     if constexpr (Op::kReadsActionValues) in.action_value = columns[kActionValues][row][i];
     if constexpr (Op::kReadsRatios) in.ratio = columns[kRatios][row][i];
@@ -195,36 +206,36 @@ struct LaneSteps {
   }
 };
 
-// The ends among a lane's four steps of one row.
-struct RowEnds {
-  unsigned flags;
-  const float* bootstraps;
-
-  __device__ __forceinline__ bool is_end(int i) const { return (flags >> (8 * i) & 1u) != 0; }
-  __device__ __forceinline__ float bootstrap(int i) const { return is_end(i) ? bootstraps[i] : 0.0f; }
-};
-
-template <class Shape>
-__device__ __forceinline__ RowEnds ends_of(const TileMemory<Shape>& memory, const Place<Shape>& place, int row) {
-  return {memory.ends[place.of_row(row) / 4], memory.bootstraps + place.of_row(row)};
-}
-
-template <class Op, class Shape>
-__device__ __forceinline__ Span row_span(const Op& op, const LaneSteps<Op, Shape>& steps, int row, int lane,
-                                             const RowEnds& ends) {
+// What a lane's four steps of a row make of x behind them.
+template <bool kHasEnds, class Op, class Shape>
+__device__ __forceinline__ Span row_span(const Op& op, const LaneSteps<Op, Shape>& steps, int row, float row_next,
+                                         const RowEnds<kHasEnds>& ends) {
   Span span = empty_span();
-  const float next_value = steps.next_value(row, lane);
 #pragma unroll
   for (int i = kVector - 1; i >= 0; --i) {
-    const float bootstrap = ends.bootstrap(i);
-    const Affine<float> map = op.map(steps.inputs(row, i, next_value, ends.is_end(i), bootstrap));
+    const Affine<float> map = op.map(steps.inputs(row, i, row_next, ends));
     if (ends.is_end(i)) {
-      span = {{map(op.start(bootstrap)), 0.0f}, true};
+      span = {{map(op.start(ends.bootstraps[i])), 0.0f}, true};
     } else {
       span.map = compose(map, span.map);
     }
   }
   return span;
+}
+
+// x before the row's four steps, from x behind them, and what they write.
+template <bool kHasEnds, class Op, class Shape>
+__device__ __forceinline__ void row_outputs(const Op& op, const LaneSteps<Op, Shape>& steps, int row, float row_next,
+                                            const RowEnds<kHasEnds>& ends, float x, float (&advantages)[kVector],
+                                            float (&returns)[kVector]) {
+#pragma unroll
+  for (int i = kVector - 1; i >= 0; --i) {
+    const StepInputs<float> in = steps.inputs(row, i, row_next, ends);
+    const float next = ends.is_end(i) ? op.start(ends.bootstraps[i]) : x;
+    x = op.map(in)(next);
+    const StepOutputs<float> out = op.outputs(in, x, next);
+    advantages[i] = out.advantage, returns[i] = out.target;
+  }
 }
 
 // ---- The block -----------------------------------------------------------------------------------------------------
@@ -265,6 +276,17 @@ __device__ __forceinline__ float exchange_with_tiles(const RecurrenceTask& task,
   return carry;
 }
 
+template <class Shape>
+__device__ __forceinline__ void add_to_sums(const Place<Shape>& place, int at, const float (&four)[kVector], double (&sums)[2]) {
+#pragma unroll
+  for (int i = kVector - 1; i >= 0; --i) {
+    if (!place.holds(at + i)) continue;
+    const double summed = four[i];
+    sums[0] += summed;
+    sums[1] += summed * summed;
+  }
+}
+
 // Runs back through a lane's steps, writes their outputs, and sums what the moments are of.
 template <class Op, class Shape>
 __device__ __forceinline__ void write_steps(const RecurrenceTask& task, const Op& op, const LaneSteps<Op, Shape>& steps,
@@ -272,26 +294,18 @@ __device__ __forceinline__ void write_steps(const RecurrenceTask& task, const Op
                                             const Span (&after)[Shape::kRows], float x_after_warp, double (&sums)[2]) {
 #pragma unroll
   for (int row = Shape::kRows - 1; row >= 0; --row) {
-    const RowEnds ends = ends_of(memory, place, row);
     const int at = place.of_row(row);
-    const float next_value = steps.next_value(row, place.lane);
-    float x = after[row](x_after_warp), advantages[kVector], returns[kVector];
-#pragma unroll
-    for (int i = kVector - 1; i >= 0; --i) {
-      const float bootstrap = ends.bootstrap(i);
-      const StepInputs<float> in = steps.inputs(row, i, next_value, ends.is_end(i), bootstrap);
-      const float next = ends.is_end(i) ? op.start(bootstrap) : x;
-      x = op.map(in)(next);
-      const StepOutputs<float> out = op.outputs(in, x, next);
-      advantages[i] = out.advantage, returns[i] = out.target;
-      if (task.arguments.moments != nullptr && place.holds(at + i)) {
-        const double summed = Op::kWritesAdvantages ? out.advantage : out.target;
-        sums[0] += summed;
-        sums[1] += summed * summed;
-      }
+    const unsigned flags = memory.ends[at / 4];
+    const float row_next = steps.next_value(row, place.lane), x = after[row](x_after_warp);
+    float advantages[kVector], returns[kVector];
+    if (flags == 0) {
+      row_outputs(op, steps, row, row_next, RowEnds<false>{}, x, advantages, returns);
+    } else {
+      row_outputs(op, steps, row, row_next, RowEnds<true>{flags, memory.bootstraps + at}, x, advantages, returns);
     }
     if constexpr (Op::kWritesAdvantages) store_four(task.arguments.advantages, place, at, advantages);
     store_four(task.arguments.returns, place, at, returns);
+    if (task.arguments.moments != nullptr) add_to_sums(place, at, Op::kWritesAdvantages ? advantages : returns, sums);
   }
 }
 
@@ -332,13 +346,19 @@ __device__ __forceinline__ void recurrence_block(const RecurrenceTask& task, con
   mark_ends(task.arguments, place.tile_begin, memory);
   __syncthreads();
 
-  Span after[Shape::kRows];  // from the lane's four steps of a row to the warp's last step
-  Span warp_span = empty_span();
+  Span after[Shape::kRows], rows[Shape::kRows], warp_span = empty_span();
+#pragma unroll
+  for (int row = 0; row < Shape::kRows; ++row) {
+    const unsigned flags = memory.ends[place.of_row(row) / 4];
+    const float row_next = steps.next_value(row, place.lane);
+    after[row] = flags == 0 ? row_span(op, steps, row, row_next, RowEnds<false>{})
+                            : row_span(op, steps, row, row_next, RowEnds<true>{flags, memory.bootstraps + place.of_row(row)});
+  }
+  join_lanes(after, rows, place.lane);
 #pragma unroll
   for (int row = Shape::kRows - 1; row >= 0; --row) {
-    const WarpSpans spans = join_lanes(row_span(op, steps, row, place.lane, ends_of(memory, place, row)), place.lane);
-    after[row] = join(spans.after, warp_span);
-    warp_span = join(spans.whole, warp_span);
+    after[row] = join(after[row], warp_span);  // from the lane's four steps of the row to the warp's last step
+    warp_span = join(rows[row], warp_span);
   }
   if (place.lane == 0) memory.spans[place.warp] = warp_span;
   __syncthreads();

@@ -44,32 +44,31 @@ __device__ __forceinline__ Span join(const Span& earlier, const Span& later) {
 
 // ---- Within a warp -------------------------------------------------------------------------------------------------
 
-// The map of this lane's span and all later ones up to the first cut. `cuts`: ballot of the lanes whose span is cut.
-__device__ __forceinline__ Affine<float> scan_from_end(Affine<float> map, unsigned cuts, int lane) {
-  const unsigned from_here = cuts >> lane;
-  const int reach = from_here != 0 ? __ffs(static_cast<int>(from_here)) - 1 : kWarpSize;  // lane + reach is the first cut
+// Joins each of kRows rows of 32 spans, one a lane. spans[row] becomes the span of the lanes after this one, and
+// whole[row] that of all lanes. The rows go side by side, so that their shuffles hide each other's latency.
+template <int kRows>
+__device__ __forceinline__ void join_lanes(Span (&spans)[kRows], Span (&whole)[kRows], int lane) {
+  unsigned cuts[kRows];
+#pragma unroll
+  for (int row = 0; row < kRows; ++row) cuts[row] = __ballot_sync(kAllLanes, spans[row].cut);
 #pragma unroll
   for (int distance = 1; distance < kWarpSize; distance *= 2) {
-    const Affine<float> later = {__shfl_down_sync(kAllLanes, map.add, distance),
-                                 __shfl_down_sync(kAllLanes, map.mul, distance)};
-    if (distance <= reach && lane + distance < kWarpSize) map = compose(map, later);
+    const unsigned between = (1u << distance) - 1u;  // a cut there, or on this lane, hides what comes later
+#pragma unroll
+    for (int row = 0; row < kRows; ++row) {
+      Affine<float>& map = spans[row].map;
+      const Affine<float> later = {__shfl_down_sync(kAllLanes, map.add, distance),
+                                   __shfl_down_sync(kAllLanes, map.mul, distance)};
+      if (lane + distance < kWarpSize && (cuts[row] >> lane & between) == 0) map = compose(map, later);
+    }
   }
-  return map;
-}
-
-struct WarpSpans {
-  Span after;  // of the lanes after this one
-  Span whole;  // of all lanes
-};
-
-__device__ __forceinline__ WarpSpans join_lanes(const Span& mine, int lane) {
-  const unsigned cuts = __ballot_sync(kAllLanes, mine.cut);
-  const Affine<float> inclusive = scan_from_end(mine.map, cuts, lane);
-  const Affine<float> next = {__shfl_down_sync(kAllLanes, inclusive.add, 1),
-                              __shfl_down_sync(kAllLanes, inclusive.mul, 1)};
-  const Affine<float> first = {__shfl_sync(kAllLanes, inclusive.add, 0), __shfl_sync(kAllLanes, inclusive.mul, 0)};
-  const bool is_last = lane == kWarpSize - 1;
-  return {is_last ? empty_span() : Span{next, (cuts >> lane) > 1u}, Span{first, cuts != 0}};
+#pragma unroll
+  for (int row = 0; row < kRows; ++row) {
+    const Affine<float> map = spans[row].map;
+    whole[row] = {{__shfl_sync(kAllLanes, map.add, 0), __shfl_sync(kAllLanes, map.mul, 0)}, cuts[row] != 0};
+    const Affine<float> next = {__shfl_down_sync(kAllLanes, map.add, 1), __shfl_down_sync(kAllLanes, map.mul, 1)};
+    spans[row] = lane == kWarpSize - 1 ? empty_span() : Span{next, (cuts[row] >> lane) > 1u};
+  }
 }
 
 // ---- Between tiles -------------------------------------------------------------------------------------------------
@@ -131,8 +130,9 @@ __device__ __forceinline__ Span wait_for_spans(const WordsBehind& behind, int64_
     const unsigned cuts = __ballot_sync(kAllLanes, ready && mine.cut);
     // A lane still waiting behind the first cut does not count: the lowest bit set of the two decides.
     if (waiting == 0 || (cuts != 0 && __ffs(static_cast<int>(cuts)) < __ffs(static_cast<int>(waiting)))) {
-      mine.cut = mine.cut && ready;
-      return join_lanes(mine, lane).whole;
+      Span spans[1] = {{mine.map, mine.cut && ready}}, whole[1];
+      join_lanes(spans, whole, lane);
+      return whole[0];
     }
     __nanosleep(32);
   }

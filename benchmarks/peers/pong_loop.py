@@ -25,6 +25,8 @@ from ppo import Rollout, Settings, advantages_by_steps, update
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+MEMORY_FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+
 
 @dataclass
 class Stopwatch:
@@ -42,14 +44,16 @@ class Stopwatch:
 class Loop:
     """Environments, network and optimiser of one training."""
 
-    def __init__(self, settings: Settings, *, seed: int, env_threads: int, autocast: bool) -> None:
+    def __init__(
+        self, settings: Settings, *, seed: int, env_threads: int, autocast: bool, memory_format: torch.memory_format
+    ) -> None:
         np.random.seed(seed)
         torch.manual_seed(seed)
         self.settings, self.autocast = settings, autocast
         self.envs = AtariVectorEnv(
             "pong", settings.num_envs, num_threads=env_threads, autoreset_mode=AutoresetMode.SAME_STEP
         )
-        self.agent = Agent(int(self.envs.single_action_space.n))
+        self.agent = Agent(int(self.envs.single_action_space.n), memory_format)
         self.parameters = list(self.agent.parameters())
         self.optimizer = torch.optim.Adam(self.parameters, lr=settings.learning_rate, eps=settings.adam_epsilon)
         self.rollout = Rollout.empty(settings, (4, 84, 84), torch.uint8)
@@ -120,6 +124,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--num-minibatches", type=int, default=4)
     parser.add_argument("--iterations", type=int, default=3, help="timed iterations, after one that warms up")
     parser.add_argument("--autocast", choices=("bf16",), default=None)
+    parser.add_argument("--memory-format", choices=sorted(MEMORY_FORMATS), default="contiguous")
     return parser.parse_args()
 
 
@@ -140,6 +145,7 @@ def main() -> None:
         seed=arguments.seed,
         env_threads=arguments.torch_threads,
         autocast=arguments.autocast == "bf16",
+        memory_format=MEMORY_FORMATS[arguments.memory_format],
     )
     record = {"tool": "pong_loop", **vars(arguments), **measure(loop, arguments.iterations)}
     print(json.dumps(record), flush=True)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from hpcrl.errors import InputError
-from hpcrl.signals import BAD_INPUT, FAILED
+from hpcrl.signals import BAD_INPUT
 
 _DESCRIPTION = "Reinforcement learning as restartable batch jobs."
 
@@ -18,27 +18,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     parser = _parser()
     options, rest = parser.parse_known_args(given)
+    if options.command not in ("run", "show") and rest:
+        parser.error(f"unknown arguments: {' '.join(rest)}; see hpcrl {options.command} --help")
     try:
-        if options.command != "run" and options.command != "show" and rest:
-            parser.error(f"unknown arguments: {' '.join(rest)}; see hpcrl {options.command} --help")
         return int(options.handler(options, rest))
     except InputError as error:
         print(f"hpcrl {options.command}: {error}", file=sys.stderr)
         return BAD_INPUT
-    except OSError as error:
-        print(f"hpcrl {options.command}: {error}", file=sys.stderr)
-        return FAILED
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="hpcrl", description=_DESCRIPTION)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    # `run` and `show` print their own help, because a pipeline file adds options to theirs.
-    _add_run(commands.add_parser("run", add_help=False, help="start or resume a pipeline"))
-    _add_show(commands.add_parser("show", add_help=False, help="print the graph and its sizes; runs nothing"))
-    _add_status(commands.add_parser("status", help="where a run stands"))
-    _add_replay(commands.add_parser("replay", help="recompute advantages, losses and updates from stored shards"))
-    _add_report(commands.add_parser("report", help="write one HTML file about a run"))
+    for name, (add, summary) in _COMMANDS.items():
+        # A pipeline file adds options of its own to `run` and `show`, so these two print their help themselves.
+        add(commands.add_parser(name, add_help=name not in ("run", "show"), help=summary, description=summary))
+    return parser
+
+
+def command_parser(name: str) -> argparse.ArgumentParser:
+    """The parser of one command, for its help."""
+    add, summary = _COMMANDS[name]
+    parser = argparse.ArgumentParser(prog=f"hpcrl {name}", add_help=False, description=summary)
+    add(parser)
     return parser
 
 
@@ -114,3 +116,12 @@ def _report(options: argparse.Namespace, rest: list[str]) -> int:
 
     print(write_report(options.run, out=options.out, tensorboard=options.tensorboard))
     return 0
+
+
+_COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str]] = {
+    "run": (_add_run, "start or resume a pipeline"),
+    "show": (_add_show, "print a pipeline's graph and its sizes; runs nothing"),
+    "status": (_add_status, "where a run stands"),
+    "replay": (_add_replay, "recompute advantages and updates from stored shards and compare them"),
+    "report": (_add_report, "write one HTML file about a run"),
+}

@@ -6,7 +6,6 @@ import argparse
 import dataclasses
 import importlib.util
 import inspect
-import os
 import sys
 import typing
 from collections.abc import Callable, Sequence
@@ -19,14 +18,14 @@ from hpcrl.pipeline import Pipeline
 def run_command(options: argparse.Namespace, rest: Sequence[str]) -> int:
     """Start or resume; returns the exit code."""
     if options.help or options.pipeline is None:
-        return _print_help(options.pipeline)
-    pipeline = load_pipeline(Path(options.pipeline), rest, options)
-    ranks = _choose_ranks(options, pipeline)
-    pipeline = dataclasses.replace(pipeline, mesh=dataclasses.replace(pipeline.mesh, dp=ranks))
-    run_path = options.run or options.branch or Path("runs") / pipeline.name
+        return print_help("run", options.pipeline)
     from hpcrl.launch import is_rank, launch
-    from hpcrl.runner import Launch, prepare_run, run_pipeline
+    from hpcrl.runner import Launch, check_resumable, run_rank
 
+    pipeline = load_pipeline(Path(options.pipeline), rest, options)
+    ranks = choose_ranks(options, pipeline)
+    pipeline = dataclasses.replace(pipeline, mesh=dataclasses.replace(pipeline.mesh, dp=ranks))
+    run_path = options.branch or options.run or Path("runs") / pipeline.name
     choices = Launch(
         run=Path(run_path),
         fresh=options.fresh,
@@ -36,13 +35,18 @@ def run_command(options: argparse.Namespace, rest: Sequence[str]) -> int:
         command=_resume_command(options, rest, run_path),
     )
     if is_rank():
-        return run_pipeline(pipeline, choices)
-    prepared = prepare_run(pipeline, choices)  # every check of the input happens before a process is started
-    on_mpi = options.on == "mpi" or (options.on is None and ranks > 1)
-    if not on_mpi:
-        return run_pipeline(prepared, choices)
-    argv = ["run", *_worker_arguments(options, rest, ranks, run_path)]
-    return launch(argv, on="mpi", ranks=ranks, compute_threads=prepared.compute_threads)
+        run_rank(pipeline, choices)
+    check_resumable(pipeline, choices)  # every check of the input comes before a process is started
+    if options.on == "mpi" or (options.on is None and ranks > 1):
+        arguments = ["run", *_rank_arguments(options, rest, ranks, run_path)]
+        return launch(arguments, on="mpi", ranks=ranks, compute_threads=pipeline.compute_threads)
+    return launch(
+        [],
+        on="here",
+        ranks=ranks,
+        compute_threads=pipeline.compute_threads,
+        run_here=lambda _: run_rank(pipeline, choices),
+    )
 
 
 def load_pipeline(path: Path, arguments: Sequence[str], options: argparse.Namespace) -> Pipeline:
@@ -90,7 +94,8 @@ def pipeline_function(path: Path) -> Callable[..., Pipeline]:
     return functions[0]
 
 
-def _choose_ranks(options: argparse.Namespace, pipeline: Pipeline) -> int:
+def choose_ranks(options: argparse.Namespace, pipeline: Pipeline) -> int:
+    """The ranks asked for, or one per core and block where MPI is installed."""
     if options.ranks is not None:
         if options.ranks < 1:
             raise InputError(f"--ranks: want a whole number >= 1, given {options.ranks}")
@@ -99,19 +104,21 @@ def _choose_ranks(options: argparse.Namespace, pipeline: Pipeline) -> int:
         return int(options.ranks)
     if options.on == "here":
         return 1
-    cores = len(os.sched_getaffinity(0))
     if importlib.util.find_spec("mpi4py") is None and options.on is None:
         return 1
-    return min(max(1, cores // pipeline.compute_threads), pipeline.num_blocks)
+    from hpcrl.launch import default_ranks
+
+    return default_ranks(pipeline.num_blocks, pipeline.compute_threads)
 
 
-def _worker_arguments(options: argparse.Namespace, rest: Sequence[str], ranks: int, run_path: Path) -> list[str]:
+def _rank_arguments(options: argparse.Namespace, rest: Sequence[str], ranks: int, run_path: Path) -> list[str]:
     arguments = [options.pipeline, "--ranks", str(ranks), "--on", "mpi", "--run", str(run_path)]
     for name in ("seed", "compute_threads", "num_iterations", "branch_from"):
         value = getattr(options, name)
         if value is not None:
             arguments += [f"--{'from' if name == 'branch_from' else name.replace('_', '-')}", str(value)]
-    arguments += ["--handoff", options.handoff, *(["--quiet"] if options.quiet else [])]
+    flags = [f"--{name}" for name in ("fresh", "quiet") if getattr(options, name)]
+    arguments += ["--handoff", options.handoff, *flags]
     return [*arguments, *rest]
 
 
@@ -128,13 +135,14 @@ def _resume_command(options: argparse.Namespace, rest: Sequence[str], run_path: 
     return " ".join(given)
 
 
-def _print_help(pipeline: str | None) -> int:
+def print_help(command: str, pipeline: str | None) -> int:
+    """The command's own options, then the pipeline's."""
     from hpcrl.cli import command_parser
 
-    command_parser("run").print_help()
+    command_parser(command).print_help()
     if pipeline is not None:
         import tyro
 
         print(f"\noptions of {pipeline}:")
-        tyro.cli(pipeline_function(Path(pipeline)), args=["--help"], prog=f"hpcrl run {pipeline}")
+        tyro.cli(pipeline_function(Path(pipeline)), args=["--help"], prog=f"hpcrl {command} {pipeline}")
     return 0

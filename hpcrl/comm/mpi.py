@@ -96,7 +96,7 @@ class MpiRanks:
     def split(self, color: int | None, key: int) -> Collectives | None:
         self.barrier()  # MPI_Comm_split burns a core while it waits for the others
         subset = self._communicator.Split(MPI.UNDEFINED if color is None else color, key)
-        return None if subset == MPI.COMM_NULL else MpiRanks(subset, self._waiting)
+        return MpiRanks(subset, self._waiting) if isinstance(subset, MPI.Intracomm) and subset else None
 
     def abort(self, code: int) -> NoReturn:
         flush_streams()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -13,10 +13,11 @@ from hpcrl.comm.collectives import Collectives
 from hpcrl.data.blocks import Blocks
 from hpcrl.errors import InputError
 
-Floats = npt.NDArray[np.floating[Any]]
+Float = TypeVar("Float", bound=np.floating[Any])
+Floats = npt.NDArray[Float]
 Float64 = npt.NDArray[np.float64]
 
-SEGMENT_BYTES = 256 * 1024
+SEGMENT_BYTES = 128 * 1024
 """Above this many bytes to receive, each rank sums one segment of the vector and the segments are gathered: that moves
 less and adds less, for one more latency. Measured by benchmarks/bench_tree.py."""
 
@@ -118,9 +119,9 @@ class TreeSum:
         self._own_places = [leaves.index(Node(0, node.covers(num_blocks).start)) for node in subtrees[comm.rank]]
         self._rest = additions(root_of(num_blocks), [node for nodes in subtrees for node in nodes], num_blocks)
         self._counts = [len(nodes) for nodes in subtrees]
-        self._rooms: dict[tuple[int, str], list[list[Floats]]] = {}
+        self._rooms: dict[tuple[int, str], list[list[Floats[Any]]]] = {}
 
-    def sum(self, leaves: Sequence[Floats], out: Floats | None = None) -> Floats:
+    def sum(self, leaves: Sequence[Floats[Float]], out: Floats[Float] | None = None) -> Floats[Float]:
         """The sum over all blocks, on every rank. Collective.
 
         Args:
@@ -156,16 +157,17 @@ class TreeSum:
         """
         for leaf in leaves:
             if leaf.dtype != np.float64:
-                raise InputError(f"statistics: want float64 leaves, given {leaf.dtype}; convert with .astype(np.float64)")
-        total: Float64 = self.sum([leaf.copy() for leaf in leaves])
+                raise InputError(f"statistics: want float64 leaves, given {leaf.dtype}; use .astype(np.float64)")
+        total = np.empty(leaves[0].shape if len(leaves) else 0, np.float64)
+        self.sum([leaf.copy() for leaf in leaves], out=total)
         return total
 
-    def _sum_whole(self, own: list[Floats], result: Floats) -> None:
+    def _sum_whole(self, own: list[Floats[Any]], result: Floats[Any]) -> None:
         """Every rank sends its subtrees to every other; each finishes the tree for itself. One latency."""
         known = self._gather_subtrees(own, [own] * self._comm.size, result)
         _add(self._rest, known, result)
 
-    def _sum_segments(self, own: list[Floats], result: Floats) -> None:
+    def _sum_segments(self, own: list[Floats[Any]], result: Floats[Any]) -> None:
         """Each rank finishes the tree for its segment of the elements; then the segments go to all. Two latencies."""
         rank, size = self._comm.rank, self._comm.size
         bounds = [result.size * peer // size for peer in range(size + 1)]
@@ -179,7 +181,9 @@ class TreeSum:
             [(peer, result[segments[peer]]) for peer in self._peers],
         )
 
-    def _gather_subtrees(self, own: list[Floats], to_peers: list[list[Floats]], like: Floats) -> list[Floats]:
+    def _gather_subtrees(
+        self, own: list[Floats[Any]], to_peers: list[list[Floats[Any]]], like: Floats[Any]
+    ) -> list[Floats[Any]]:
         """All ranks' subtrees in rank order; `to_peers[p]` goes to rank p, `own` stands for this rank's."""
         rooms = self._rooms_for(like)
         self._comm.exchange(
@@ -189,7 +193,7 @@ class TreeSum:
         rooms = [own if peer == self._comm.rank else room for peer, room in enumerate(rooms)]
         return [array for arrays in rooms for array in arrays]
 
-    def _rooms_for(self, like: Floats) -> list[list[Floats]]:
+    def _rooms_for(self, like: Floats[Any]) -> list[list[Floats[Any]]]:
         """Arrays of this size for each peer's subtrees, kept from call to call."""
         key = (like.size, like.dtype.char)
         if key not in self._rooms:
@@ -201,7 +205,7 @@ class TreeSum:
             ]
         return self._rooms[key]
 
-    def _check(self, leaves: Sequence[Floats], out: Floats | None) -> None:
+    def _check(self, leaves: Sequence[Floats[Any]], out: Floats[Any] | None) -> None:
         if len(leaves) != len(self.owned):
             raise InputError(
                 f"leaves: want {len(self.owned)} arrays (blocks {self.owned.start} to {self.owned.stop - 1} are owned "
@@ -220,7 +224,7 @@ class TreeSum:
                 raise InputError(f"{name}: want C-contiguous memory, given strides {array.strides}; copy it first")
 
 
-def _add(steps: Sequence[tuple[int, int]], places: Sequence[Floats], result: Floats) -> None:
+def _add(steps: Sequence[tuple[int, int]], places: Sequence[Floats[Any]], result: Floats[Any]) -> None:
     """Carries out additions, each in place of its left operand, the last one into `result`."""
     if not steps:
         np.copyto(result, places[0])

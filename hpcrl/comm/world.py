@@ -14,6 +14,9 @@ from hpcrl.errors import InputError
 WORLD_SIZE: Final = "HPCRL_WORLD_SIZE"
 """Environment variable: how many ranks hpcrl's own launcher started."""
 
+STEP_TASKS: Final = "SLURM_STEP_NUM_TASKS"
+"""Environment variable: how many tasks srun started in this step."""
+
 MPI_LAUNCH_VARIABLES: Final = (
     "PMI_RANK",  # MPICH's and Intel's mpiexec, srun --mpi=pmi2
     "PMI_FD",
@@ -25,7 +28,9 @@ MPI_LAUNCH_VARIABLES: Final = (
 
 
 def launched_under_mpi(environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether an MPI launcher started this process, by the variables it leaves. Imports nothing."""
+    """Whether a launcher started this process as one of several, by the variables it leaves. Imports nothing."""
+    if int(environment.get(STEP_TASKS, "1")) > 1:
+        return True  # srun, with or without an MPI plug-in: without one, open_world finds the singletons and refuses
     return WORLD_SIZE in environment or any(name in environment for name in MPI_LAUNCH_VARIABLES)
 
 
@@ -81,7 +86,7 @@ def refuse_singletons(size: int, environment: Mapping[str, str]) -> None:
                 f"MPI module and build mpi4py with it"
             )
         return
-    for name in ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS"):
+    for name in (STEP_TASKS, "SLURM_NTASKS"):
         tasks = int(environment.get(name, "1"))
         if size == 1 and tasks > 1:
             raise InputError(

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from hpcrl.data import Trajectories
 from hpcrl.envs.episodes import EpisodeCounter
-from hpcrl.envs.interface import Array, StepResult, VectorEnv
+from hpcrl.envs.interface import Array, StepResult, VectorEnv, picture
 from hpcrl.envs.spaces import ActionGate, action_space_of, observation_space_of
 from hpcrl.ops.random import Draw
 
@@ -84,7 +84,7 @@ class CartPoleEnvs(VectorEnv):
     def render(self) -> npt.NDArray[np.uint8] | None:
         if self._engine.render_mode is None:
             return None
-        return np.asarray(self._engine.render()[0], np.uint8)
+        return picture(self.name, lambda: self._engine.render()[0])
 
     def close(self) -> None:
         self._engine.close()

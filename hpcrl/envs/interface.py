@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy.typing as npt
 
 from hpcrl.data import Trajectories
 from hpcrl.envs.spaces import Space
+from hpcrl.errors import InputError
 
 Array = npt.NDArray[Any]
 Bool = npt.NDArray[np.bool_]
@@ -37,12 +39,27 @@ class StepResult:
     valid: Bool
 
 
+def picture(env: str, draw: Callable[[], Any]) -> npt.NDArray[np.uint8]:
+    """What `draw` draws; its library's complaint as ours.
+
+    Raises: InputError where a library, a display or OpenGL is missing.
+    """
+    try:
+        return np.asarray(draw(), np.uint8)
+    except Exception as error:  # pygame, GLFW and MuJoCo each raise their own
+        raise InputError(
+            f"{env}: render: want a machine that can draw it, given {type(error).__name__}: {error}; install "
+            "'gymnasium[classic-control]', or for MuJoCo without a display set MUJOCO_GL=egl or MUJOCO_GL=osmesa"
+        ) from error
+
+
 class VectorEnv(abc.ABC):
     """The environments of one block: one lane each, stepped together.
 
-    `lanes` are the global lane numbers; `observations` is what the next action answers to, [lanes, ...] (with
-    `frame_stack` k > 1: uint8[lanes, k, H, W], a sliding window within an episode). `episode` and `episode_step` say
-    which episode each lane is in and how many steps of it are played, int64[lanes].
+    Call `reset` or `restore` first. `lanes` are the global lane numbers; `observations` is what the next action answers
+    to, [lanes, ...] (with `frame_stack` k > 1: uint8[lanes, k, H, W], a sliding window within an episode). `episode`
+    and `episode_step` say which episode each lane is in and how many steps of it are played, int64[lanes] (live arrays:
+    copy to keep).
 
     `restart` is what `save` and `restore` promise. "state": arrays taken out and put in. "replay": the open episode is
     reset with its key and its stored actions are played again. "fresh": neither; open episodes are dropped, and
@@ -103,7 +120,10 @@ class VectorEnv(abc.ABC):
         """
 
     def render(self) -> npt.NDArray[np.uint8] | None:
-        """A picture of the first lane, uint8[H, W, 3]; None where the environment was made without `render_mode`."""
+        """A picture of the first lane, uint8[H, W, 3]; None where the environment was made without `render_mode`.
+
+        Raises: InputError where this machine cannot draw it.
+        """
         return None
 
     @abc.abstractmethod

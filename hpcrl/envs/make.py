@@ -87,6 +87,8 @@ def _explained(entry: Entry) -> Iterator[None]:
         advice = "pip install 'hpcrl[mujoco]'" if ".mujoco" in entry_point else "install what it asks for"
         raise InputError(f"{entry.name}: a package it needs is not installed ({error}); {advice}") from error
     except (gymnasium.error.Error, TypeError) as error:
+        if entry.factory is not None:
+            raise  # the user's own code: its traceback says more
         raise InputError(f"{entry.name}: could not be made: {error}; see its own documentation") from error
 
 

@@ -42,6 +42,7 @@ class EnvPoolEnvs(NativeEnvs):
         self._counter = EpisodeCounter(self.name, lanes, seed, draw)
         self.episode, self.episode_step = self._counter.episode, self._counter.episode_step
         self._ended = np.zeros(len(lanes), np.bool_)
+        self._in_flight = False
 
     def _begin_episodes(self) -> Array:
         """A new engine, for an EnvPool is seeded only when it is made."""
@@ -70,8 +71,12 @@ class EnvPoolEnvs(NativeEnvs):
     def send(self, actions: Array) -> None:
         engine: Any = self._engine
         engine.send(self._gate(actions))
+        self._in_flight = True
 
     def receive(self) -> StepResult:
+        if not self._in_flight:
+            raise RuntimeError(f"{self.name}: receive() without send()")
+        self._in_flight = False
         engine: Any = self._engine
         return self._read(*engine.recv())
 
@@ -80,6 +85,9 @@ class EnvPoolEnvs(NativeEnvs):
 
     def close(self) -> None:
         if self._engine is not None:
+            if self._in_flight:
+                self._engine.recv()
+                self._in_flight = False
             self._engine.close()
             self._engine = None
 

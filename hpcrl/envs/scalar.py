@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from hpcrl.data import Trajectories
 from hpcrl.envs.episodes import ActionLog, EpisodeCounter, check_replayed
-from hpcrl.envs.interface import Array, Restart, StepResult, VectorEnv
+from hpcrl.envs.interface import Array, Restart, StepResult, VectorEnv, picture
 from hpcrl.envs.spaces import ActionGate, ObservationGate, action_space_of, observation_space_of, start_of
 from hpcrl.errors import InputError
 from hpcrl.ops.random import Draw
@@ -148,7 +148,7 @@ class ScalarEnvs(VectorEnv):
     def render(self) -> npt.NDArray[np.uint8] | None:
         if self._envs[0].render_mode is None:
             return None
-        return np.asarray(self._envs[0].render(), np.uint8)
+        return picture(self.name, lambda: self._envs[0].render())
 
     def close(self) -> None:
         for env in self._envs:

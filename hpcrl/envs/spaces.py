@@ -101,7 +101,7 @@ class ObservationGate:
         array = np.asarray(observation)
         if array.shape != self.shape:
             raise self._wrong_shape(array.shape, self.shape)
-        return cast(Array, array - self.start) if not isinstance(self.start, int) else array
+        return array if isinstance(self.start, int) else np.asarray(array - self.start)
 
     def _wrong_shape(self, given: tuple[int, ...], wanted: tuple[int, ...]) -> InputError:
         return InputError(
@@ -140,7 +140,7 @@ class ActionGate:
         unsigned = whole.view(np.uint64)
         if unsigned.max(initial=0) >= self._top or (self.space.kind == "multi_discrete" and self._outside(unsigned)):
             self._refuse(whole, unsigned)
-        return whole if isinstance(self.start, int) else cast(Array, whole + self.start)
+        return whole if isinstance(self.start, int) else np.asarray(whole + self.start)
 
     def _outside(self, unsigned: Array) -> bool:
         return bool((unsigned >= self._limits).any())
@@ -160,4 +160,5 @@ class ActionGate:
                 f"{self.env}: actions: want finite numbers, given {actions[row].tolist()} in row {row}; "
                 "the policy has diverged: look at its losses, lower learning_rate or max_grad_norm"
             )
-        return np.clip(actions.astype(self.dtype, copy=False), self._low, self._high)
+        clipped: Array = np.clip(actions.astype(self.dtype, copy=False), self._low, self._high)
+        return clipped

@@ -43,7 +43,7 @@ def make_scalar(entry: Entry, options: ScalarOptions) -> Any:
 
 
 def _tell_mujoco_warnings() -> None:
-    """MuJoCo's warnings as Python's: once each, instead of once a lane and into MUJOCO_LOG.TXT where the user stands."""
+    """MuJoCo's warnings as Python's: once each, instead of once a lane and into MUJOCO_LOG.TXT in the user's folder."""
     if importlib.util.find_spec("mujoco") is None:
         return  # gymnasium.make says it better
     import mujoco

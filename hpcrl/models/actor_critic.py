@@ -97,6 +97,8 @@ class ActorCritic(nn.Module):
         `normalized_values`: values in the scale of `value_statistics`, as a value loss wants them.
         """
         policy_outputs, values = self.network(self.encoder(observations))
+        if policy_outputs.dtype == torch.bfloat16:
+            policy_outputs, values = policy_outputs.float(), values.float()
         log_probs, entropies = self.distribution.log_probs_and_entropies(policy_outputs, actions)
         return log_probs, entropies, values if normalized_values else self.value_statistics.denormalize(values)
 
@@ -178,7 +180,7 @@ class ActorCritic(nn.Module):
                 policy_outputs, values = self._infer(encoded)
             else:
                 with torch.autocast("cpu", torch.bfloat16):
-                    policy_outputs, values = self._infer(encoded)
+                    policy_outputs, values = (output.float() for output in self._infer(encoded))
             return policy_outputs.numpy(), self.value_statistics.denormalize(values).numpy()
 
     def _apply(self, fn: Any, recurse: bool = True) -> ActorCritic:

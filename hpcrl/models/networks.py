@@ -15,7 +15,7 @@ from torch.nn.utils import skip_init
 from hpcrl.models.parameters import FlatParameters
 
 Inference = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""Encoded observations to policy outputs f32[n, num_outputs] and value outputs f32[n], without gradients."""
+"""Encoded observations to policy outputs [n, num_outputs] and value outputs [n], without gradients."""
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,
@@ -36,7 +36,7 @@ class Network(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, encoded: Tensor) -> tuple[Tensor, Tensor]:
-        """Policy outputs f32[n, num_outputs] and value outputs f32[n], in the scale of the value statistics."""
+        """Policy outputs [n, num_outputs] and value outputs [n] in the scale of the value statistics; bf16 in autocast."""
 
     @abstractmethod
     def initialize(self, generator: torch.Generator) -> None:
@@ -92,7 +92,7 @@ class MlpNetwork(Network):
             for layer in self.get_submodule(name).children():
                 x = self.activation(layer(x))
             features.append(x)
-        return self.policy_head(features[0]).float(), self.value_head(features[-1]).float().squeeze(1)
+        return self.policy_head(features[0]), self.value_head(features[-1]).squeeze(1)
 
     def parameter_order(self) -> list[str]:
         """Layer by layer with the towers' tensors side by side, so that both are one tensor with a leading axis."""
@@ -179,4 +179,4 @@ class CnnNetwork(Network):
             for convolution in convolutions:
                 x = torch.relu(convolution(x))
             features.append(torch.relu(dense(x.flatten(1))))
-        return self.policy_head(features[0]).float(), self.value_head(features[-1]).float().squeeze(1)
+        return self.policy_head(features[0]), self.value_head(features[-1]).squeeze(1)

@@ -1,8 +1,9 @@
 """Counted random numbers: Philox4x32-10 keyed by the run's seed, counted by (trajectory, step, iteration, draw).
 
-Nothing is drawn from a state: a number depends on its coordinates alone, so any number of ranks and any restart see the same
-ones. Salmon et al. 2011, doi:10.1145/2063384.2063405. All bits, those of `normals` included, are the same on every CPU and
-on CUDA devices: the logarithm and the sine are made of correctly rounded operations (kernels/random.h), not taken from libm.
+Nothing is drawn from a state: a number depends on its coordinates alone, so any number of ranks and any restart see the
+same ones. Salmon et al. 2011, doi:10.1145/2063384.2063405. All bits, those of `normals` included, are the same on every
+CPU and on CUDA devices: logarithm and sine are made of correctly rounded operations (kernels/random.h), not taken from
+libm.
 """
 
 from __future__ import annotations
@@ -129,7 +130,7 @@ def permutation(seed: int, n: int, *, trajectory: int, step: int, iteration: int
         InputError: n or a coordinate out of range.
     Example:
         >>> permutation(7, 5, trajectory=0, step=0, iteration=0, draw=Draw.SHUFFLE)
-        array([0, 3, 2, 4, 1])
+        array([2, 0, 4, 1, 3])
     """
     counter = _counters(trajectory, step, iteration, draw)
     if len(counter) != 1:
@@ -171,7 +172,7 @@ def _coordinate(name: str, value: Count) -> npt.NDArray[np.integer]:
     array = np.asarray(value)
     if array.dtype.kind not in "iu" or array.ndim > 1:
         raise InputError(f"{name}: want an integer or a one-dimensional integer array, got {array.dtype} {array.shape}")
-    if array.dtype != np.uint32 and array.size and not (0 <= array.min() and array.max() < _WORD):
+    if array.dtype != np.uint32 and array.size and (array.min() < 0 or array.max() >= _WORD):
         raise InputError(f"{name}: want integers in [0, 2**32), got {array.min()} to {array.max()}")
     return array
 
@@ -185,7 +186,9 @@ def _counters(trajectories: Count, step: Count, iteration: Count, draw: Draw) ->
     for column, (name, value) in enumerate((("step", step), ("iteration", iteration)), start=1):
         coordinate = _coordinate(name, value)
         if coordinate.ndim == 1 and coordinate.size not in (1, rows.size):
-            raise InputError(f"{name}: want length {rows.size} (= len(trajectories)) or one integer, got {coordinate.size}")
+            raise InputError(
+                f"{name}: want one integer or length {rows.size} (= len(trajectories)), got length {coordinate.size}"
+            )
         counters[:, column] = coordinate
     counters[:, 3] = int(draw)
     return counters

@@ -32,7 +32,7 @@ def array_checksum(array: npt.NDArray[Any]) -> str:
 
 def as_bytes(array: npt.NDArray[Any]) -> memoryview:
     """A C-contiguous array's memory as flat bytes, without a copy."""
-    return memoryview(array.reshape(-1).view(np.uint8))
+    return array.reshape(-1).view(np.uint8).data
 
 
 def checksum_ranges(descriptor: int, ranges: Iterable[tuple[int, int]]) -> str:

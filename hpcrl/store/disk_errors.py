@@ -18,7 +18,7 @@ _REASONS = {
     errno.EACCES: ("no permission", "make the folder writable for you, or choose another"),
     errno.EPERM: ("operation not permitted", "choose a folder on a file system that allows it (hard links are needed)"),
     errno.EOPNOTSUPP: ("operation not supported", "choose a folder on a file system with hard links"),
-    errno.EIO: ("input/output error", "the disk or file server failed; look at its logs, then run the same command again"),
+    errno.EIO: ("input/output error", "the disk or file server failed: see its logs, then run again"),
     errno.ESTALE: ("stale file handle", "the file server lost this folder; check that it is there, then run again"),
 }
 

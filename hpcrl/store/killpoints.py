@@ -8,7 +8,7 @@ from collections import Counter
 
 from hpcrl.errors import InputError
 
-_DOCUMENTS = ("part", "manifest", "progress", "pipeline", "ledger")
+_DOCUMENTS = ("part", "manifest", "progress", "pipeline", "ledger", "lease")
 _PUBLISH_STEPS = (
     "before_write",
     "after_write",
@@ -42,7 +42,7 @@ ALL_POINTS: tuple[str, ...] = (
     "optimizer.before_step",
     "optimizer.after_step",
 )
-"""Every point that code passes; a name outside this list is refused, so that a misspelt test cannot pass by doing nothing."""
+"""Every point that code passes; other names are refused, so that a misspelt test cannot pass by doing nothing."""
 
 _RANK_VARIABLES = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID")
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import builtins
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from hpcrl.errors import CorruptFileError
 from hpcrl.store.checksums import file_checksum
 from hpcrl.store.documents import FORMAT_VERSION, seal, unseal
+from hpcrl.store.layout import attempt_name
+
+Document = TypeVar("Document")
 
 
 @dataclass(frozen=True)
@@ -178,14 +181,17 @@ class Progress:
         return cls(**_with_records(unseal(path.read_bytes(), "progress", path)))
 
 
-def attempt_name(number: int) -> str:
-    """attempt_name(1) -> 'attempt-0001'."""
-    return f"attempt-{number:04d}"
-
-
 def attempts_of(files: Sequence[FileRecord]) -> frozenset[str]:
     """Attempt folders named by records below a stage folder."""
     return frozenset(record.name.split("/")[0] for record in files if record.name.startswith("attempt-"))
+
+
+def read_if_there(read: Callable[[Path], Document], path: Path) -> Document | None:
+    """A document, or None when it is not there. Raises: CorruptFileError when it is damaged."""
+    try:
+        return read(path)
+    except FileNotFoundError:
+        return None
 
 
 def _with_records(body: dict[str, Any]) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """The seal of a shard: a sealed document in the file's first bytes that covers all of the file's other bytes.
 
-Fields carry a checksum each, so that some can be read without the others; the seal says where each field's bytes lie and carries one
-checksum over every byte outside of them (HDF5's own structures, attributes, compressed chunks, gaps). So no byte of the file is
-uncovered, and the structure is verified before the HDF5 library parses it.
+Fields carry a checksum each, so that some can be read without the others; the seal says where each field's bytes lie
+and carries one checksum over every byte outside of them (HDF5's own structures, attributes, compressed chunks, gaps).
+So no byte of the file is uncovered, and the structure is verified before the HDF5 library parses it.
 """
 
 from __future__ import annotations
@@ -61,10 +61,11 @@ class Seal:
         """The seal of an open file. Raises: CorruptFileError when it is damaged, cut or foreign."""
         start = _read_user_block(descriptor, path)
         body = unseal(start.rstrip(b"\0"), "shard", path)
-        found = cls(body["user_block"], body["bytes"], body["metadata"], {k: (a, b) for k, (a, b) in body["extents"].items()})
+        extents = {name: (begin, end) for name, (begin, end) in body.pop("extents").items()}
+        found = cls(**body, extents=extents)
         if found.user_block != len(start) or found.bytes != size:
             raise CorruptFileError(
-                f"{path}: want {found.bytes} bytes (as sealed), given {size}; truncated or appended to: restore it from a copy"
+                f"{path}: want {found.bytes} bytes (as sealed), given {size}; restore it from a copy"
             )
         return found
 

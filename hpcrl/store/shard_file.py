@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hpcrl.errors import CorruptFileError
-from hpcrl.store.checksums import array_checksum
+from hpcrl.store.checksums import array_checksum, as_bytes
 from hpcrl.store.manifest import FileRecord, check_size
 from hpcrl.store.seal import Seal
 
@@ -90,7 +90,7 @@ class ShardFile:
             view: Array = np.frombuffer(self._map, dtype=dataset.dtype, count=count, offset=start)
             return view.reshape(dataset.shape)
         array: Array = np.empty(dataset.shape, dataset.dtype)
-        room = memoryview(array.reshape(-1).view(np.uint8))
+        room = as_bytes(array)
         while room.nbytes:
             read = os.preadv(self._descriptor, [room], start)
             if not read:

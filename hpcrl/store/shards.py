@@ -1,11 +1,12 @@
-"""Shards: one block's trajectories in one HDF5 file, contiguous, checksummed to the last byte, memory-mapped on reading.
+"""Shards: one block's trajectories in one HDF5 file: contiguous, checksummed to the last byte, memory-mapped.
 
-The file's first 4 KiB are an HDF5 user block that holds the seal (see seal.py); the rest is plain HDF5 that any tool opens.
-docs/formats.md is the format.
+The file's first 4 KiB are an HDF5 user block that holds the seal (seal.py); the rest is plain HDF5 that any tool opens.
+The format is docs/formats.md.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,7 +35,11 @@ _CHUNK_BYTES = 1 << 20  # 256 KiB to 4 MiB measured alike
 
 
 def write_shard(
-    path: Path, trajectories: Trajectories, *, attributes: Mapping[str, Any], compression: Mapping[str, str] | None = None
+    path: Path,
+    trajectories: Trajectories,
+    *,
+    attributes: Mapping[str, Any],
+    compression: Mapping[str, str] | None = None,
 ) -> FileRecord:
     """Writes a new shard and fsyncs it; nothing refers to it until its record is published.
 
@@ -42,8 +47,8 @@ def write_shard(
         path: the file; its name must be free.
         trajectories: any fields of bool, integer, float, complex or fixed-length bytes dtypes.
         attributes: numbers and text kept on the file's root (stage, iteration, block, seed, ...).
-        compression: field name -> "gzip" or "lzf" (built in), or "blosc2" or "zstd" where hdf5plugin is installed. Fields that are
-            not named stay contiguous and can be memory-mapped.
+        compression: field name -> "gzip", "lzf" (built in), "blosc2", "zstd" (these two need hdf5plugin).
+            Fields that are not named stay contiguous and can be memory-mapped.
     Returns: the record that a manifest needs to check the file.
     Raises: InputError for a dtype, name or compression that cannot be stored, and for a full or read-only disk.
     """
@@ -119,10 +124,10 @@ def _check_storable(arrays: Mapping[str, Array]) -> None:
     for path, array in arrays.items():
         name = path.split("/", 1)[-1].removesuffix("/values").removesuffix("/offsets")
         if not name or "/" in name or name.startswith("."):
-            raise InputError(f"field name: want letters without '/' and no leading '.', given {name!r}; rename the field")
+            raise InputError(f"field name: want no '/' and no leading '.', given {name!r}; rename it")
         if array.dtype.kind not in "biufcS":
             raise InputError(
-                f"{name}: want bool, integer, float, complex or fixed-length bytes, given dtype {array.dtype}; convert it"
+                f"{name}: want bool, integer, float, complex or fixed-length bytes, given {array.dtype}; convert it"
             )
 
 
@@ -146,10 +151,10 @@ def _filter(kind: str) -> dict[str, Any]:
     if kind not in ("blosc2", "zstd"):
         raise InputError(f"compression: want {', '.join(_COMPRESSIONS)}, blosc2 or zstd, given {kind!r}")
     try:
-        import hdf5plugin
+        plugins = importlib.import_module("hdf5plugin")
     except ImportError as error:
-        raise InputError(f"compression {kind!r} needs the package hdf5plugin: pip install hdf5plugin, or gzip") from error
-    return {"compression": hdf5plugin.Blosc2(cname="lz4") if kind == "blosc2" else hdf5plugin.Zstd(clevel=3)}
+        raise InputError(f"compression {kind!r} needs a package: pip install hdf5plugin, or use gzip") from error
+    return {"compression": plugins.Blosc2(cname="lz4") if kind == "blosc2" else plugins.Zstd(clevel=3)}
 
 
 def _write(
@@ -170,7 +175,7 @@ def _write(
             reach("shard.between_fields")
         size = os.fstat(descriptor).st_size
         seal = Seal.over(descriptor, user_block, size, extents)
-        write_all(descriptor, seal.to_bytes(), 0)
+        write_all(descriptor, memoryview(seal.to_bytes()), 0)
         reach("shard.after_write")
         reach("shard.before_fsync")
         os.fsync(descriptor)
@@ -238,5 +243,3 @@ def _create_contiguous(file: h5py.File, name: str, array: Array) -> h5py.Dataset
     space = h5py.h5s.create_simple(array.shape)
     kind = h5py.h5t.py_create(array.dtype, logical=True)
     return h5py.Dataset(h5py.h5d.create(file.id, name.encode(), kind, space, creation, lcpl=links))
-
-

@@ -1,0 +1,238 @@
+"""The loop: iterations of stages on this rank, from wherever the run stands."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from hpcrl.comm import Collectives, TreeSum
+from hpcrl.data import Trajectories
+from hpcrl.residents import Residents
+from hpcrl.runner.display import Display
+from hpcrl.runner.handoff import Handoff, Source, merge_facts
+from hpcrl.runner.output import StageOutput
+from hpcrl.runner.position import Position, load_checkpoint, previous_facts
+from hpcrl.runner.prepare import Launch, Prepared
+from hpcrl.signals import DONE, REQUEUE, StopFlag
+from hpcrl.stages import Environments, Rollout, Stage, StageContext, StageInterruptedError
+from hpcrl.store.retention import apply as apply_retention
+from hpcrl.store.run_folder import RunFolder
+from hpcrl.store.writer import WriteBehind
+
+
+class Loop:
+    """One rank's share of a run."""
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        launch: Launch,
+        *,
+        number: int,
+        position: Position,
+        comm: Collectives,
+        stop: StopFlag,
+        writer: WriteBehind,
+    ) -> None:
+        self.pipeline, self.description, self.run = prepared.pipeline, prepared.description, prepared.run
+        self.launch, self.number, self.position = launch, number, position
+        self.comm, self.stop, self.writer = comm, stop, writer
+        self.tree = TreeSum(comm, self.pipeline.num_blocks)
+        self.handoff = Handoff(launch.handoff)
+        self.environments = Environments()
+        self.residents = Residents(
+            self.pipeline.models,
+            self.description.observation_space,
+            self.description.action_space,
+            self.pipeline.seed,
+        )
+        quiet = launch.quiet or comm.rank != 0
+        self.display = Display(self.pipeline.name, self.pipeline.num_iterations, quiet=quiet)
+        self._progress_saved = time.monotonic()
+        self._facts: dict[str, list[Mapping[str, Any]]] = {}
+        self._stopped_early = False
+
+    def play(self) -> int:
+        """Run until the last iteration, a stopping evaluation, or a request to stop; returns the exit code."""
+        self._load()
+        try:
+            for iteration in range(self.position.first_iteration, self.pipeline.num_iterations):
+                if not self._iteration(iteration):
+                    return self._interrupted(iteration)
+                if self._evaluation_stops(iteration):
+                    self._stopped_early = True
+                    break
+            self.writer.flush()
+            self.comm.barrier()
+        finally:
+            self.environments.close()
+        return DONE
+
+    @property
+    def stopped_early(self) -> bool:
+        """Whether an evaluation's stopping rule ended the run."""
+        return self._stopped_early
+
+    def _load(self) -> None:
+        import torch
+
+        torch.set_num_threads(self.pipeline.compute_threads)
+        trained = [stage.name for stage in self.pipeline.stages if stage.trains is not None]
+        if self.position.checkpoint_path is not None and trained:
+            checkpoint = load_checkpoint(self.run, self.position, trained[-1])
+            self.residents.load(checkpoint.roles, checkpoint.state)
+
+    def _iteration(self, iteration: int) -> bool:
+        """All stages of one iteration that are not done; False when the run was asked to stop."""
+        self.display.iteration(iteration)
+        for index, stage in enumerate(self.pipeline.stages):
+            if not stage.due(iteration) or self._is_done(stage, iteration):
+                continue
+            try:
+                self._run_stage(index, stage, iteration)
+                interrupted = False
+            except StageInterruptedError:
+                interrupted = True
+            if self.comm.any(interrupted or self.stop.requested):
+                return False
+        self.handoff.forget(before=iteration)
+        if self.comm.rank == 0:
+            self.writer.submit(functools.partial(self._tidy, iteration), 0)
+        return True
+
+    def _is_done(self, stage: Stage, iteration: int) -> bool:
+        """Published before this launch, and for a training stage also part of what was loaded."""
+        if (iteration, stage.name) not in self.position.done:
+            return False
+        return stage.trains is None or iteration <= self.position.checkpoint_iteration
+
+    def _run_stage(self, index: int, stage: Stage, iteration: int) -> None:
+        output = self._output(index, stage, iteration)
+        stage.run(self._context(index, stage, iteration, output))
+        facts = merge_facts(output.facts)
+        if facts:
+            self.display.facts(stage.name, facts)
+            self._facts.setdefault(stage.name, []).insert(0, facts)
+            del self._facts[stage.name][64:]
+
+    def _output(self, index: int, stage: Stage, iteration: int) -> StageOutput:
+        earlier = [
+            self.run.stage(iteration, other.name) for other in self.pipeline.stages[:index] if other.due(iteration)
+        ]
+        last = iteration == self.pipeline.num_iterations - 1
+        return StageOutput(
+            self.run.stage(iteration, stage.name),
+            earlier,
+            launch=self.number,
+            compute_threads=self.pipeline.compute_threads,
+            comm=self.comm,
+            writer=self.writer,
+            handoff=self.handoff,
+            residents=self.residents,
+            num_blocks=self.pipeline.num_blocks,
+            finished=self.position.finished_blocks.get((iteration, stage.name), frozenset()),
+            with_checkpoint=last or (iteration + 1) % self.pipeline.checkpoint_every == 0,
+            attributes={
+                "stage": stage.name,
+                "iteration": iteration,
+                "seed": self.pipeline.seed,
+                "pipeline": self.pipeline.name,
+            },
+        )
+
+    def _context(self, index: int, stage: Stage, iteration: int, output: StageOutput) -> StageContext:
+        sources = self._sources(index, iteration)
+        if self.handoff.mode == "disk":
+            # Everything this iteration wrote so far, by every rank, before anyone reads it back.
+            self.writer.flush()
+            self.comm.barrier()
+        return StageContext(
+            iteration=iteration,
+            num_iterations=self.pipeline.num_iterations,
+            seed=self.pipeline.seed,
+            num_blocks=self.pipeline.num_blocks,
+            comm=self.comm,
+            tree=self.tree,
+            residents=self.residents,
+            environments=self.environments,
+            output=output,
+            inputs=lambda block: self.handoff.fields(sources, block),
+            previous_lanes=lambda block: self._previous_lanes(stage, iteration, block),
+            earlier_facts=lambda name: self._earlier_facts(name, iteration),
+            description=self.description,
+            rollout=self.pipeline.rollout,
+            stop_requested=lambda: self.stop.requested,
+            progress_due=self._progress_due,
+            tick=self.display.tick,
+        )
+
+    def _sources(self, index: int, iteration: int) -> list[Source]:
+        """The stages whose fields a stage reads: those before it that write any; or another run's rollouts."""
+        sources = []
+        if self.pipeline.inputs is not None:
+            sources.append(offline_source(Path(self.pipeline.inputs), iteration))
+        for stage in self.pipeline.stages[:index]:
+            if stage.writes:
+                sources.append(Source(self.run, iteration, stage.name))
+        return sources
+
+    def _previous_lanes(self, stage: Stage, iteration: int, block: int) -> Trajectories | None:
+        if iteration == 0:
+            return None
+        return self.handoff.lanes(Source(self.run, iteration - 1, stage.name), block)
+
+    def _earlier_facts(self, stage: str, iteration: int) -> Iterator[Mapping[str, Any]]:
+        """Newest first: what this launch saw, then what lies on disk."""
+        if stage not in self._facts:
+            found = previous_facts(self.run, stage, iteration) if self.comm.rank == 0 else None
+            self._facts[stage] = self.comm.broadcast(found) or []
+        return iter(self._facts[stage])
+
+    def _evaluation_stops(self, iteration: int) -> bool:
+        """Whether an evaluation of this iteration, now or by an earlier launch, says that the run is over."""
+        for stage in self.pipeline.stages:
+            if stage.name != "evaluate" or not stage.due(iteration):
+                continue
+            newest = next(self._earlier_facts(stage.name, iteration + 1), None)
+            if newest is not None and bool(newest.get("stop")):
+                return True
+        return False
+
+    def _progress_due(self) -> bool:
+        """Asked of rank 0's clock only, from inside the gradient tree."""
+        if time.monotonic() - self._progress_saved < 60.0 * self.pipeline.progress_every_minutes:
+            return False
+        self._progress_saved = time.monotonic()
+        return True
+
+    def _tidy(self, iteration: int) -> None:
+        """After an iteration: what its stages no longer need, and what retention lets go."""
+        apply_retention(self.run, self.pipeline.keep)
+
+    def _interrupted(self, iteration: int) -> int:
+        self.writer.flush()
+        self.comm.barrier()
+        return REQUEUE
+
+
+def offline_source(path: Path, iteration: int) -> Source:
+    """The rollout that an offline iteration reads: the kept ones oldest first, again and again."""
+    run = RunFolder.open(path)
+    kept = kept_rollouts(run)
+    return Source(run, kept[iteration % len(kept)], "rollout")
+
+
+def kept_rollouts(run: RunFolder) -> list[int]:
+    """Iterations whose rollout is published and still here.
+
+    Raises: InputError when there is none.
+    """
+    from hpcrl.errors import InputError
+
+    kept = [iteration for iteration in run.iterations() if run.stage(iteration, Rollout.name).manifest() is not None]
+    if not kept:
+        raise InputError(f"{run.path}: want at least one kept rollout, found none; see Keep(rollouts=...)")
+    return kept

@@ -1,0 +1,162 @@
+"""Where a stage's results go: handed on in memory, written behind, published in the graph's order."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from hpcrl.comm import Collectives
+from hpcrl.data import Trajectories
+from hpcrl.residents import Residents
+from hpcrl.runner.handoff import Handoff, merge_facts
+from hpcrl.store.attempt import Attempt
+from hpcrl.store.checkpoint import read_checkpoint, write_checkpoint
+from hpcrl.store.manifest import FileRecord
+from hpcrl.store.shards import write_shard
+from hpcrl.store.stage_folder import StageFolder
+from hpcrl.store.writer import WriteBehind
+
+Array = npt.NDArray[np.generic]
+_ORDER_TIMEOUT_SECONDS = 900.0
+
+
+class StageOutput:
+    """One stage's output in one iteration, on one rank."""
+
+    def __init__(
+        self,
+        folder: StageFolder,
+        earlier: Sequence[StageFolder],
+        *,
+        launch: int,
+        compute_threads: int,
+        comm: Collectives,
+        writer: WriteBehind,
+        handoff: Handoff,
+        residents: Residents,
+        num_blocks: int,
+        finished: frozenset[int],
+        with_checkpoint: bool,
+        attributes: Mapping[str, object],
+        on_facts: Callable[[str, Mapping[str, object]], None],
+    ) -> None:
+        self._folder, self._earlier = folder, earlier
+        self._launch, self._compute_threads = launch, compute_threads
+        self._comm, self._writer, self._handoff, self._residents = comm, writer, handoff, residents
+        self._num_blocks, self._finished = num_blocks, finished
+        self._with_checkpoint = with_checkpoint
+        self._attributes = attributes
+        self._on_facts = on_facts
+        self._attempt: Attempt | None = None
+        self._rows: list[Mapping[str, object]] = []
+        self.facts: list[Mapping[str, object]] = []
+
+    def finished_blocks(self) -> frozenset[int]:
+        return self._finished
+
+    def emit(
+        self,
+        block: int,
+        trajectories: Trajectories | None,
+        *,
+        lanes: Trajectories | None = None,
+        facts: Mapping[str, object] | None = None,
+    ) -> None:
+        part_facts = dict(facts or {})
+        self.facts.append(part_facts)
+        if trajectories is not None:
+            self._handoff.put(self._folder.iteration, self._folder.stage, block, trajectories, lanes)
+        size = sum(part.num_bytes for part in (trajectories, lanes) if part is not None)
+        self._writer.submit(lambda: self._write_block(block, trajectories, lanes, part_facts), size)
+
+    def emit_checkpoint(self, facts: Mapping[str, object]) -> None:
+        self.facts.append(dict(facts))
+        if self._comm.rank != 0:
+            return
+        extra = {**facts, "state": self._residents.state(), "checkpoint": self._with_checkpoint}
+        tensors = self._residents.tensors() if self._with_checkpoint else {}
+        size = sum(array.nbytes for group in tensors.values() for array in group.values())
+        self._writer.submit(lambda: self._write_whole(tensors, extra), size)
+
+    def emit_facts(self, facts: Mapping[str, object]) -> None:
+        self.facts.append(dict(facts))
+        if self._comm.rank == 0:
+            self._writer.submit(lambda: self._write_whole({}, dict(facts)), 0)
+
+    def save_progress(self, tensors: Mapping[str, Mapping[str, Array]], state: Mapping[str, object]) -> None:
+        if self._comm.rank == 0:
+            self._writer.flush()
+            self._begin().save_progress(
+                lambda folder: write_checkpoint(folder, tensors, {**self._residents.state(), **state}), extra={}
+            )
+        self._comm.barrier()
+
+    def load_progress(self) -> tuple[Mapping[str, Mapping[str, Array]], Mapping[str, object]] | None:
+        progress = self._folder.load_progress()
+        if progress is None:
+            return None
+        checkpoint = read_checkpoint(self._folder.path / progress.folder, progress.files)
+        return checkpoint.roles, checkpoint.state
+
+    def log(self, row: Mapping[str, object]) -> None:
+        self._rows.append(dict(row))
+
+    def _begin(self) -> Attempt:
+        if self._attempt is None:
+            self._attempt = self._folder.begin_attempt(self._launch, compute_threads=self._compute_threads)
+        return self._attempt
+
+    def _write_block(
+        self, block: int, trajectories: Trajectories | None, lanes: Trajectories | None, facts: Mapping[str, object]
+    ) -> None:
+        attempt = self._begin()
+        attributes = {**self._attributes, "block": block}
+        files: list[FileRecord] = []
+        for name, part in (("shard", trajectories), ("lanes", lanes)):
+            if part is not None:
+                files.append(write_shard(attempt.path / f"{name}-{block:05d}.h5", part, attributes=attributes))
+        self._write_metrics(attempt)
+        attempt.publish_part(block, files, dict(facts))
+        self._folder.publish_if_complete(self._num_blocks, merge=merge_facts)
+
+    def _write_whole(self, tensors: Mapping[str, Mapping[str, Array]], extra: Mapping[str, object]) -> None:
+        attempt = self._begin()
+        files: Sequence[FileRecord] = []
+        if tensors:
+            folder = attempt.path / "checkpoint"
+            folder.mkdir()
+            files = [record.under("checkpoint") for record in write_checkpoint(folder, tensors, self._state(extra))]
+        self._write_metrics(attempt)
+        self._wait_for_earlier()
+        attempt.publish(files, dict(extra))
+
+    @staticmethod
+    def _state(extra: Mapping[str, object]) -> dict[str, object]:
+        state = extra["state"]
+        assert isinstance(state, dict)
+        return state
+
+    def _write_metrics(self, attempt: Attempt) -> None:
+        rows, self._rows = self._rows, []
+        for row in rows if self._comm.rank == 0 else []:
+            attempt.metrics.write({"iteration": self._folder.iteration, "stage": self._folder.stage, **row})
+
+    def _wait_for_earlier(self) -> None:
+        """Manifests are published in the graph's order: other ranks' parts of the stages before this one come first."""
+        deadline = time.monotonic() + _ORDER_TIMEOUT_SECONDS
+        for folder in self._earlier:
+            while not folder.is_done():
+                if time.monotonic() > deadline:
+                    raise TimeoutError(
+                        f"{folder.path}: other ranks published no manifest in {_ORDER_TIMEOUT_SECONDS} s"
+                    )
+                time.sleep(0.0005)
+
+
+def checkpoint_folder(folder: StageFolder, attempt_path: Path) -> Path:
+    """Where a published update keeps its checkpoint."""
+    return folder.path / attempt_path / "checkpoint"

@@ -1,0 +1,101 @@
+"""Where a run stands on disk: what is done, where the newest checkpoint is, what a dead launch left behind."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hpcrl.pipeline import Pipeline
+from hpcrl.store.checkpoint import Checkpoint, read_checkpoint
+from hpcrl.store.run_folder import RunFolder
+from hpcrl.store.stage_folder import StageFolder
+
+
+@dataclasses.dataclass(frozen=True)
+class Position:
+    """What rank 0 found when it looked; the same for all ranks."""
+
+    checkpoint_iteration: int
+    """Newest iteration whose update left a checkpoint; -1: none, start from the initial weights."""
+    checkpoint_path: str | None
+    done: frozenset[tuple[int, str]]
+    """(iteration, stage) pairs that are published."""
+    finished_blocks: Mapping[tuple[int, str], frozenset[int]]
+    """Blocks that unfinished stages have published."""
+    newest_iteration: int
+    """Highest iteration with a folder; -1: none."""
+
+    @property
+    def first_iteration(self) -> int:
+        """Where the loop begins: the checkpoint's own iteration, whose later stages may be unfinished."""
+        return max(self.checkpoint_iteration, 0)
+
+
+def find_position(run: RunFolder, pipeline: Pipeline) -> Position:
+    """Look at the run folder.
+
+    Raises: CorruptFileError for a damaged manifest.
+    """
+    iterations = run.iterations()
+    trained = [stage.name for stage in pipeline.stages if stage.trains is not None]
+    checkpoint_iteration, checkpoint_path = -1, None
+    for iteration in reversed(iterations):
+        found = [checkpoint_of(run.stage(iteration, name)) for name in trained]
+        if found and found[-1] is not None:
+            checkpoint_iteration, checkpoint_path = iteration, str(found[-1])
+            break
+    if checkpoint_path is None and (run.path / "initial").is_dir():
+        checkpoint_path = str(run.path / "initial")
+    done: set[tuple[int, str]] = set()
+    finished: dict[tuple[int, str], frozenset[int]] = {}
+    for iteration in iterations:
+        if iteration < checkpoint_iteration:
+            continue
+        for folder in run.stages(iteration):
+            if folder.is_done():
+                done.add((iteration, folder.stage))
+            else:
+                finished[iteration, folder.stage] = frozenset(folder.parts())
+    return Position(checkpoint_iteration, checkpoint_path, frozenset(done), finished, max(iterations, default=-1))
+
+
+def checkpoint_of(folder: StageFolder) -> Path | None:
+    """The folder of a published checkpoint, or None."""
+    manifest = folder.manifest()
+    if manifest is None or not manifest.holds_checkpoint:
+        return None
+    record = next(record for record in manifest.files if record.name.endswith(".safetensors"))
+    return (folder.path / record.name).parent
+
+
+def load_checkpoint(run: RunFolder, position: Position, trained: str) -> Checkpoint:
+    """The checkpoint that the position names, verified against its manifest."""
+    assert position.checkpoint_path is not None
+    folder = Path(position.checkpoint_path)
+    if position.checkpoint_iteration < 0:
+        return read_checkpoint(folder)
+    manifest = run.stage(position.checkpoint_iteration, trained).manifest()
+    assert manifest is not None
+    return read_checkpoint(folder, [record for record in manifest.files if "/checkpoint/" in record.name])
+
+
+def clear_leftovers(run: RunFolder, position: Position) -> None:
+    """Remove what a dead launch wrote and nothing published refers to."""
+    for iteration in run.iterations():
+        if iteration >= position.first_iteration - 1:
+            for folder in run.stages(iteration):
+                folder.remove_leftovers()
+
+
+def previous_facts(run: RunFolder, stage: str, before: int) -> list[Mapping[str, Any]]:
+    """Facts that a stage published in iterations below `before`, newest first."""
+    found: list[Mapping[str, Any]] = []
+    for iteration in reversed(run.iterations()):
+        if iteration < before:
+            folder = run.stage(iteration, stage)
+            manifest = folder.manifest() or folder.removed()
+            if manifest is not None:
+                found.append(manifest.extra)
+    return found

@@ -1,0 +1,49 @@
+"""Collectives and the tree on 1, 2, 3 and 4 ranks, all inside one mpiexec."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hpcrl.errors import InputError
+from hpcrl.launch import find_mpiexec
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+CHECKS = [
+    line.split("(")[0].removeprefix("def ")
+    for line in (HERE / "checks_on_ranks.py").read_text().splitlines()
+    if line.startswith("def ") and line.endswith("(world: Collectives) -> None:")
+]
+
+
+@pytest.fixture(scope="module")
+def outcome(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
+    """Every check's tracebacks, by rank."""
+    try:
+        mpiexec = find_mpiexec()
+    except InputError as error:
+        pytest.skip(str(error))
+    if importlib.util.find_spec("mpi4py") is None:
+        pytest.skip("mpi4py is not installed: pip install 'hpcrl[mpi]'")
+    results = tmp_path_factory.mktemp("ranks") / "results.json"
+    command = [str(mpiexec), "-n", "4", sys.executable, "-m", "mpi4py", str(HERE / "checks_on_ranks.py"), str(results)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    outcome: dict[str, list[str]] = json.loads(results.read_text())
+    return outcome
+
+
+def test_all_checks_ran(outcome: dict[str, list[str]]) -> None:
+    assert len(CHECKS) >= 14
+    assert sorted(outcome) == sorted(CHECKS)
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_on_ranks(check: str, outcome: dict[str, list[str]]) -> None:
+    assert outcome[check] == [""] * 4, "\n".join(outcome[check])

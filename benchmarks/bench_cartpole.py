@@ -3,10 +3,11 @@
     python benchmarks/bench_cartpole.py --json
     python benchmarks/bench_cartpole.py --compare-threads      # which number of PyTorch threads suits each peer
 
-Solved: mean greedy return of at least 475 over 20 episodes in three evaluations in a row, one evaluation every 2,560 environment
-steps (peers/target.py).  The time runs from the first environment step to the target; imports and evaluations are left out for
-all, hpcrl's shards and checkpoints are in it.  Each tool has hyper-parameters of its own, and they are in the repository before
-the seeds are drawn; the seeds 100 to 119, on which hpcrl's were chosen, are never drawn.
+Solved: mean greedy return of at least 475 over 20 episodes in three evaluations in a row, one evaluation every
+2,560 environment steps (peers/target.py).  The time runs from the first environment step to the target; imports and
+evaluations are left out for all, hpcrl's shards and checkpoints are in it.  Each tool has hyper-parameters of its
+own, and they are in the repository before the seeds are drawn; the seeds 100 to 119, on which hpcrl's were chosen,
+are never drawn.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from programs import run_peer
 
 Record = Mapping[str, Any]
 
-# PyTorch threads of each peer, from `--compare-threads` on a 2-core machine: two threads only slow these small networks down.
+# PyTorch threads of each peer, from `--compare-threads` on a 2-core machine.
 PEER_THREADS = {"cartpole_loop": 1, "cartpole_sb3": 1}
 CHOSEN_ON = frozenset(range(100, 120))
 WANTED_RATIO = 0.5
@@ -67,7 +68,10 @@ def run_all(names: Sequence[str], seeds: Sequence[int]) -> dict[str, list[Record
     def run(name: str) -> Record:
         record = runs[name](next(remaining[name]))
         outcome = "solved" if record["reached"] else "NOT solved"
-        print(f"{name} seed {record['seed']}: {outcome}, {record['train_seconds']:.2f} s, {record['steps']} steps", flush=True)
+        print(
+            f"{name} seed {record['seed']}: {outcome}, {record['train_seconds']:.2f} s, {record['steps']} steps",
+            flush=True,
+        )
         return record
 
     return interleave({name: functools.partial(run, name) for name in names}, repeats=len(seeds))
@@ -115,7 +119,9 @@ def compare_tools(bench: Bench, arguments: argparse.Namespace) -> None:
         return
     better = min(peers, key=lambda name: peers[name])
     ratio = medians["hpcrl"] / peers[better]
-    bench.publish(Result(name="cartpole_stages", rows=stage_rows(records["hpcrl"]), peer="hpcrl's own total"), arguments.json)
+    bench.publish(
+        Result(name="cartpole_stages", rows=stage_rows(records["hpcrl"]), peer="hpcrl's own total"), arguments.json
+    )
     result = Result(
         name="cartpole",
         rows=rows,
@@ -144,7 +150,9 @@ def compare_threads(bench: Bench, arguments: argparse.Namespace) -> None:
         calls = {str(t): functools.partial(_next_seed, name, t, candidates[t]) for t in candidates}
         for threads, records in interleave(calls, repeats=len(seeds)).items():
             milliseconds = [1e3 * record["train_seconds"] / record["steps"] for record in records]
-            rows.append({**summary_row(name, records), "threads": threads, "ms_per_step": statistics.median(milliseconds)})
+            rows.append(
+                {**summary_row(name, records), "threads": threads, "ms_per_step": statistics.median(milliseconds)}
+            )
     notes = ["steps per second decide: another thread count re-associates sums and so trains another network"]
     bench.publish(Result(name="cartpole_threads", rows=rows, peer="-", notes=notes), arguments.json)
 

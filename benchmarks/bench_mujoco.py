@@ -1,8 +1,8 @@
 """MuJoCo: the learning curves of hpcrl and of Stable-Baselines3 on the same environment steps.
 
-    python benchmarks/peers/mujoco_sb3.py --seed 0 --out docs/curves/mujoco_sb3.json      # the peer's curve, one seed a call
-    python benchmarks/bench_mujoco.py curve runs/ppo-mujoco                               # hpcrl's curve, out of a finished run
-    python benchmarks/bench_mujoco.py plot --json                                         # both files -> docs/curves/mujoco.svg
+    python benchmarks/peers/mujoco_sb3.py --seed 0 --out docs/curves/mujoco_sb3.json   # the peer's curve, a seed a call
+    python benchmarks/bench_mujoco.py curve runs/ppo-mujoco                  # hpcrl's curve, out of a finished run
+    python benchmarks/bench_mujoco.py plot --json                            # both files -> docs/curves/mujoco.svg
 
 The two JSON files are committed, so that the picture and the table can be made again without training.
 """

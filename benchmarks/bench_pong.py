@@ -3,11 +3,11 @@
     python benchmarks/bench_pong.py end-to-end --json
     python benchmarks/bench_pong.py collection --json
 
-End to end: same network, batch, epochs and minibatches; hpcrl on 2 ranks of 1 thread, shards and checkpoints written, against the
-loop (peers/pong_loop.py) on 1 thread and on 2.  bfloat16 has rows of its own.  Collection: a policy that costs nothing (uniform
-random) against the bare engine stepping as many environments on as many cores, and the network's policy against
-1 / (engine time + forward time); shard writing, bookkeeping and bootstrap values are in hpcrl's rates.
-One agent step is four frames of the game.
+End to end: same network, batch, epochs and minibatches; hpcrl on 2 ranks of 1 thread, shards and checkpoints
+written, against the loop (peers/pong_loop.py) on 1 thread and on 2.  bfloat16 has rows of its own.  Collection: a
+policy that costs nothing (uniform random) against the bare engine stepping as many environments on as many cores,
+and the network's policy against 1 / (engine time + forward time); shard writing, bookkeeping and bootstrap values
+are in hpcrl's rates. One agent step is four frames of the game.
 """
 
 from __future__ import annotations
@@ -81,8 +81,8 @@ def end_to_end(bench: Bench, arguments: argparse.Namespace) -> None:
     rates, rows = measure(end_to_end_candidates(arguments), arguments.repeats)
     notes = [
         f"{arguments.num_envs} environments x {arguments.num_steps} steps, {arguments.num_epochs} epochs of "
-        f"{arguments.num_minibatches} minibatches, Nature CNN; {arguments.iterations} iterations after one that warms up",
-        "`channels last` and bf16 rows of the loop are not what such loops do by default; they show what the formats alone give",
+        f"{arguments.num_minibatches} minibatches, Nature CNN; {arguments.iterations} timed iterations",
+        "such loops leave the memory format and bf16 alone; their rows show what the formats give by themselves",
     ]
     if arguments.peers_only:
         bench.publish(Result(name="pong_peers", rows=rows, peer="-", notes=notes), arguments.json)

@@ -1,7 +1,8 @@
-"""What every benchmark script shares: the machine's facts, interleaved repeats, and one way to print and keep a result.
+"""What every benchmark script shares: interleaved repeats, and one way to print and keep a result.
 
-A script measures, builds a `Result` and hands it to `publish`, which prints a table and, with `--json`, merges the result under its
-name into `benchmarks/results/<hardware>.json`. A result carries the command, the date, the machine and how busy the machine was.
+A script measures, builds a `Result` and hands it to `Bench.publish`, which prints a table and, with `--json`,
+merges the result under its name into `benchmarks/results/<hardware>.json`. A result carries the command, the date,
+the machine and how busy the machine was.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
 
@@ -64,9 +65,7 @@ def default_results_path() -> Path:
     return RESULTS / f"{hardware_name()}.json"
 
 
-def interleave(
-    candidates: Mapping[str, Callable[[], T]], *, repeats: int, warmups: int = 0
-) -> dict[str, list[T]]:
+def interleave(candidates: Mapping[str, Callable[[], T]], *, repeats: int, warmups: int = 0) -> dict[str, list[T]]:
     """Calls the candidates in turn, `repeats` rounds, so that a disturbance of the machine falls on all of them.
 
     Every second round runs in the opposite order: nobody is always the first after a pause.
@@ -99,7 +98,7 @@ def spread(samples: Sequence[float]) -> dict[str, float]:
 
 
 class Bench:
-    """A script's run from its first line on: keeps the start, so that a result can say when it ran and how busy the machine was.
+    """A script's run: keeps its start, so that a result can say when it ran and how busy the machine was meanwhile.
 
     Example:
         >>> bench = Bench()                                                           # doctest: +SKIP
@@ -107,7 +106,7 @@ class Bench:
     """
 
     def __init__(self) -> None:
-        self._began = datetime.now(timezone.utc)
+        self._began = datetime.now(UTC)
         self._cpu_use = CpuUse()
 
     def publish(self, result: Result, json_path: Path | None) -> None:
@@ -163,7 +162,7 @@ def print_table(result: Result, record: Mapping[str, object]) -> None:
     if result.ratio is not None:
         verdict = {True: "met", False: "NOT met", None: "no limit"}[result.met]
         print(f"{result.name}: {result.ratio:.3g} against {result.peer}; wanted {result.wanted or '-'}: {verdict}")
-    print(f"CPU time taken by other processes meanwhile: {float(str(record['cpu_share_of_others'])):.0%} of the machine")
+    print(f"CPU time of other processes meanwhile: {float(str(record['cpu_share_of_others'])):.0%} of the machine")
 
 
 def _print_rich(title: str, columns: Sequence[str], cells: Sequence[Sequence[str]]) -> None:

@@ -1,4 +1,4 @@
-"""The machine a benchmark ran on: what it is, what it is called in file names, and how much of it others used meanwhile."""
+"""The machine a benchmark ran on: what it is, its name in file names, and how much of it others used meanwhile."""
 
 from __future__ import annotations
 
@@ -10,11 +10,20 @@ from importlib import metadata
 from pathlib import Path
 
 # Intel server cores by family and model (Linux kernel, arch/x86/include/asm/intel-family.h).
-_INTEL_MODELS = {(6, 85): "cascade-lake", (6, 106): "ice-lake", (6, 143): "sapphire-rapids", (6, 207): "emerald-rapids",
-                 (6, 173): "granite-rapids"}
+_INTEL_MODELS = {
+    (6, 85): "cascade-lake",
+    (6, 106): "ice-lake",
+    (6, 143): "sapphire-rapids",
+    (6, 207): "emerald-rapids",
+    (6, 173): "granite-rapids",
+}
 # Virtual machines hide the model; the newest instruction set present still names the oldest core that has it.
-_OLDEST_CORE_WITH = (("amx_fp16", "granite-rapids"), ("amx_bf16", "sapphire-rapids"), ("avx512_vbmi2", "ice-lake"),
-                     ("avx512_vnni", "cascade-lake"))
+_OLDEST_CORE_WITH = (
+    ("amx_fp16", "granite-rapids"),
+    ("amx_bf16", "sapphire-rapids"),
+    ("avx512_vbmi2", "ice-lake"),
+    ("avx512_vnni", "cascade-lake"),
+)
 _REPORTED_FLAGS = ("avx2", "fma", "avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_int8", "sve", "asimd")
 _PACKAGES = ("numpy", "torch", "h5py", "gymnasium", "ale-py", "mujoco", "stable-baselines3", "numba", "mpi4py", "hpcrl")
 

@@ -1,1 +1,1 @@
-"""The peers hpcrl is measured against.  Each file is a program of its own that prints one JSON record as its last line."""
+"""The peers hpcrl is measured against: programs of their own that print one JSON record as their last line."""

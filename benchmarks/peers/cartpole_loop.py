@@ -1,6 +1,6 @@
 """A plain PPO loop on CartPole, in the style and with the default settings of CleanRL's `ppo.py`.
 
-    python benchmarks/peers/cartpole_loop.py --seed 3 --torch-threads 1
+python benchmarks/peers/cartpole_loop.py --seed 3 --torch-threads 1
 """
 
 from __future__ import annotations

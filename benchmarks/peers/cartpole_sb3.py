@@ -1,6 +1,6 @@
-"""Stable-Baselines3's PPO on CartPole with the settings tuned for it in RL Baselines3 Zoo (`hyperparams/ppo.yml`, CartPole-v1).
+"""Stable-Baselines3's PPO on CartPole with RL Baselines3 Zoo's tuned settings (`hyperparams/ppo.yml`, CartPole-v1).
 
-    python benchmarks/peers/cartpole_sb3.py --seed 3 --torch-threads 1
+python benchmarks/peers/cartpole_sb3.py --seed 3 --torch-threads 1
 """
 
 from __future__ import annotations

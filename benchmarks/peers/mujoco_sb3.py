@@ -1,9 +1,10 @@
-"""Stable-Baselines3's PPO on a MuJoCo task, with the settings tuned for it in RL Baselines3 Zoo (`hyperparams/ppo.yml`).
+"""Stable-Baselines3's PPO on a MuJoCo task with RL Baselines3 Zoo's tuned settings (`hyperparams/ppo.yml`).
 
-    python benchmarks/peers/mujoco_sb3.py --env HalfCheetah-v5 --steps 1000000 --seed 0 --out docs/curves/mujoco_sb3.json
+    python benchmarks/peers/mujoco_sb3.py --env HalfCheetah-v5 --seed 0 --out docs/curves/mujoco_sb3.json
 
-The Zoo tuned HalfCheetah-v3/v4 and Hopper-v3/v4; here they play v5 (same task, later MuJoCo).  The learning curve is the mean
-return of the training episodes that ended in each window of steps, unnormalised, as `Monitor` sees them.
+The Zoo tuned HalfCheetah-v3/v4 and Hopper-v3/v4; here they play v5 (same task, later MuJoCo).  The learning curve
+is the mean return of the training episodes that ended in each window of steps, unnormalised, as `Monitor` sees
+them.
 """
 
 from __future__ import annotations

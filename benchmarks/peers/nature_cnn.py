@@ -1,4 +1,4 @@
-"""The network of Mnih et al. 2015 ("Human-level control through deep reinforcement learning") with a policy and a value head."""
+"""The network of Mnih et al. 2015 (Nature 518, 529-533) with a policy and a value head."""
 
 from __future__ import annotations
 
@@ -44,8 +44,6 @@ class Agent(nn.Module):
         actions = distribution.sample()
         return actions, distribution.log_prob(actions), values
 
-    def evaluate(
-        self, frames: torch.Tensor, actions: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def evaluate(self, frames: torch.Tensor, actions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         distribution, values = self(frames)
         return distribution.log_prob(actions), distribution.entropy(), values

@@ -1,9 +1,9 @@
-"""What collecting Pong costs at least: ale-py's bare engine under random actions, and the network's forward, on their own.
+"""What collecting Pong costs at least: ale-py's bare engine under random actions, and the network's forward.
 
     python benchmarks/peers/pong_limits.py --processes 2 --blocks 2 --lanes 8 --steps 256
 
-Every process steps `--blocks` engines of `--lanes` environments in turn, as a rank with as many blocks does.  The forward is the
-same number of rows through the Nature network, in the memory format that is faster on this machine.
+Every process steps `--blocks` engines of `--lanes` environments in turn, as a rank with as many blocks does.  The
+forward is the same number of rows through the Nature network, in the memory format that is faster on this machine.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ def engine_seconds(blocks: int, lanes: int, steps: int, seed: int) -> float:
 def forward_seconds(blocks: int, lanes: int, steps: int) -> float:
     """Seconds of `steps` forwards for each block, in the faster of PyTorch's two memory formats."""
     frames = torch.randint(0, 256, (lanes, 4, 84, 84), dtype=torch.uint8)
-    return min(_forward_seconds(frames, form, blocks * steps) for form in (torch.contiguous_format, torch.channels_last))
+    formats = (torch.contiguous_format, torch.channels_last)
+    return min(_forward_seconds(frames, memory_format, blocks * steps) for memory_format in formats)
 
 
 @torch.inference_mode()

@@ -2,8 +2,8 @@
 
     python benchmarks/peers/pong_loop.py --torch-threads 2 --num-envs 8 --num-steps 128 --iterations 3
 
-ale-py's vector environment is about twice as fast as Gymnasium's wrappers, and frames are kept as bytes: both in the loop's
-favour.  Prints agent steps per second (one agent step is four frames) and how the time divides.
+ale-py's vector environment is about twice as fast as Gymnasium's wrappers, and frames are kept as bytes: both in the
+loop's favour.  Prints agent steps per second (one agent step is four frames) and how the time divides.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """The parts that the plain PPO loops share: a step loop for the advantages and the epochs of clipped updates.
 
 Schulman et al. 2017, arXiv:1707.06347, in the form that single-file implementations give it (Huang et al. 2022, "The 37
-implementation details of proximal policy optimization"): minibatches normalise their advantages, the value loss is clipped,
-one Adam, one gradient norm over all parameters.  Diagnostics (approximate KL, clip fractions) are left out, in the peer's favour.
+implementation details of proximal policy optimization"): minibatches normalise their advantages, the value loss is
+clipped, one Adam, one gradient norm over all parameters.  An episode cut by the time limit counts as ended, as there.
+Diagnostics (approximate KL, clip fractions) are left out, in the peer's favour.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Rollout:
-    """Time-major tensors of one iteration, [num_steps, num_envs, ...]; `dones[t]` says that observation t opens a new episode."""
+    """Time-major tensors of one iteration, [num_steps, num_envs, ...]; `dones[t]`: observation t opens an episode."""
 
     observations: torch.Tensor
     actions: torch.Tensor

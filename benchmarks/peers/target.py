@@ -1,7 +1,8 @@
-"""The target of the CartPole benchmark, written once for all peers: how a policy is evaluated and when it has arrived.
+"""The target of the CartPole benchmark, written once for all peers: how a policy is evaluated, when it has arrived.
 
-Mean greedy return of at least 475 over 20 episodes, in three evaluations in a row; an evaluation at the first iteration's end
-at or after every 2,560 environment steps.  The clock starts at the first environment step; evaluations are not counted in it.
+Mean greedy return of at least 475 over 20 episodes, in three evaluations in a row; an evaluation at the first
+iteration's end at or after every 2,560 environment steps.  The clock starts at the first environment step and stops
+in evaluations.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def greedy_mean_return(policy: Policy, *, seed: int, num_episodes: int = NUM_EPI
 class Trial:
     """One training on its way to the target: keeps the clock, calls the evaluations, knows when to stop.
 
-    Call `start` at the first environment step and `after_iteration` whenever an iteration, its update included, is done.
+    Call `start` at the first environment step, `after_iteration` whenever an iteration, its update included, is done.
     """
 
     tool: str

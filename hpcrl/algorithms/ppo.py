@@ -30,7 +30,7 @@ TARGET_KL_MARGIN = 1.5
 
 @dataclass(frozen=True)
 class Totals:
-    """What the loss of one block's part must know of the whole minibatch."""
+    """What one block's part must know of the whole minibatch."""
 
     num_steps: int
     """Steps of the minibatch over all blocks: the denominator of every mean."""
@@ -52,14 +52,6 @@ class Totals:
             return cls(num_steps, 0.0, 1.0)
         mean = total / count
         return cls(num_steps, mean, math.sqrt(max(squares - count * mean * mean, 0.0) / (count - 1.0)))
-
-
-@dataclass(frozen=True)
-class Knobs:
-    """The knobs that move with the run's progress, at one moment."""
-
-    learning_rate: float
-    clip_range: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,14 +124,15 @@ class PPO:
         for name, wanted in _CHOICES.items():
             check_member(f"PPO.{name}", getattr(self, name), wanted)
 
-    def at(self, progress: float) -> Knobs:
-        """The scheduled knobs after a share `progress` in [0, 1] of the run."""
-        return Knobs(
-            learning_rate=self.learning_rate * scheduled_share(self.learning_rate_schedule, progress),
-            clip_range=self.clip_range * scheduled_share(self.clip_range_schedule, progress),
-        )
+    def learning_rate_at(self, progress: float) -> float:
+        """Adam's step size after a share `progress` in [0, 1] of the run."""
+        return self.learning_rate * scheduled_share(self.learning_rate_schedule, progress)
 
-    def make_optimizer(self, model: ActorCritic) -> FlatAdam:
+    def clip_range_at(self, progress: float) -> float:
+        """The clip range after a share `progress` in [0, 1] of the run."""
+        return self.clip_range * scheduled_share(self.clip_range_schedule, progress)
+
+    def build_optimizer(self, model: ActorCritic) -> FlatAdam:
         """Adam over the model's flat buffer; a model moved to another device or copied needs a new one."""
         from hpcrl.algorithms.adam import FlatAdam
 
@@ -151,8 +144,16 @@ class PPO:
             popart = self.normalize_values == "popart"
             model.advance_value_statistics(return_sums, popart=popart, step=self.value_statistics_step)
 
+    def totals(self, num_steps: int, advantage_sums: Float64) -> Totals:
+        """What `loss` must know of a minibatch of `num_steps` steps over all blocks.
+
+        advantage_sums: (n, sum, sum of squares) f64[3] over all blocks of the minibatch's advantages, or of the
+        batch's, by `normalize_advantages`.
+        """
+        return Totals.of(num_steps, advantage_sums)
+
     def loss(
-        self, model: ActorCritic, part: Mapping[str, Tensor], totals: Totals, knobs: Knobs
+        self, model: ActorCritic, part: Mapping[str, Tensor], totals: Totals, *, progress: float = 0.0
     ) -> tuple[Tensor, Float64]:
         """One block's part of a minibatch's loss, and statistics.
 
@@ -163,7 +164,7 @@ class PPO:
             part: `observations` (raw), `actions`, and f32[n] `log_probs`, `values` (both at collection), `advantages`,
                 `returns`.
             totals: of the whole minibatch.
-            knobs: from `at(progress)`.
+            progress: share of the run that is done, for clip_range_schedule.
         Returns:
             The scalar to call backward on, and f64[num_statistics].
         Raises:
@@ -171,7 +172,19 @@ class PPO:
         """
         from hpcrl.algorithms.ppo_loss import part_loss
 
-        return part_loss(self, model, part, totals, knobs.clip_range)
+        return part_loss(self, model, part, totals, self.clip_range_at(progress))
+
+    def part_gradient(
+        self, model: ActorCritic, part: Mapping[str, Tensor], totals: Totals, *, progress: float = 0.0
+    ) -> Float64:
+        """Writes the gradient of `loss` over what `model.flat.gradients` held, and gives its statistics.
+
+        Arguments and errors as in `loss`.  Multi-layer perceptrons with tanh or relu go a shorter way than autograd,
+        to the same numbers up to rounding; which way is taken depends on the configuration alone.
+        """
+        from hpcrl.algorithms.ppo_gradient import part_gradient
+
+        return part_gradient(self, model, part, totals, self.clip_range_at(progress))
 
     def stops_at(self, approximate_kl: float) -> bool:
         """Whether the update ends before the step of the minibatch that showed this divergence."""

@@ -10,6 +10,7 @@ import sys
 import typing
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from hpcrl.errors import InputError
 from hpcrl.pipeline import Pipeline
@@ -58,7 +59,7 @@ def load_pipeline(path: Path, arguments: Sequence[str], options: argparse.Namesp
 
     function = pipeline_function(path)
     pipeline: Pipeline = tyro.cli(function, args=list(arguments), prog=f"hpcrl run {path}")
-    changes = {
+    changes: dict[str, Any] = {
         name: getattr(options, name, None)
         for name in ("seed", "compute_threads", "num_iterations")
         if getattr(options, name, None) is not None

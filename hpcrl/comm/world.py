@@ -73,7 +73,7 @@ def refuse_singletons(size: int, environment: Mapping[str, str]) -> None:
     Raises: InputError that says what to do.
     Example:
         >>> refuse_singletons(4, {"SLURM_NTASKS": "4"})
-        >>> refuse_singletons(1, {"SLURM_NTASKS": "4"})
+        >>> refuse_singletons(1, {"SLURM_NTASKS": "4"})  # doctest: +ELLIPSIS
         Traceback (most recent call last):
         hpcrl.errors.InputError: ranks: want 4 (SLURM_NTASKS), given 4 separate processes that each see 1. ...
     """

@@ -172,10 +172,13 @@ class Gaussian(ActionDistribution):
         return actions.reshape(-1, *self.action_shape), log_probs
 
     def log_probs_and_entropies(self, outputs: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
-        deviations = (actions.reshape(outputs.shape) - outputs) * torch.exp(-self.log_std)
+        return self.of_deviations((actions.reshape(outputs.shape) - outputs) * torch.exp(-self.log_std))
+
+    def of_deviations(self, deviations: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-probabilities and entropies from (action - mean) / std, f32[n, num_outputs]."""
         constant = self.log_std.sum() + self.num_outputs * _HALF_LOG_TWO_PI
         log_probs = -0.5 * deviations.square().sum(dim=1) - constant
-        return log_probs, (constant + 0.5 * self.num_outputs).expand(len(outputs))
+        return log_probs, (constant + 0.5 * self.num_outputs).expand(len(deviations))
 
 
 def action_distribution(space: Space, *, initial_log_std: float) -> ActionDistribution:

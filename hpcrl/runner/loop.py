@@ -6,7 +6,7 @@ import functools
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hpcrl.comm import Collectives, TreeSum
 from hpcrl.data import Trajectories
@@ -18,9 +18,12 @@ from hpcrl.runner.position import Position, load_checkpoint, previous_facts
 from hpcrl.runner.prepare import Launch, Prepared
 from hpcrl.signals import DONE, REQUEUE, StopFlag
 from hpcrl.stages import Environments, Rollout, Stage, StageContext, StageInterruptedError
-from hpcrl.store.retention import apply as apply_retention
+from hpcrl.store.retention import Retention
 from hpcrl.store.run_folder import RunFolder
 from hpcrl.store.writer import WriteBehind
+
+_TIDY_SECONDS = 2.0
+"""Retention looks at every folder of the run, so short iterations share one look."""
 
 
 class Loop:
@@ -53,7 +56,10 @@ class Loop:
         self.display = Display(self.pipeline.name, self.pipeline.num_iterations, quiet=quiet)
         self._progress_saved = time.monotonic()
         self._facts: dict[str, list[Mapping[str, Any]]] = {}
-        self._stopped_early = False
+        self.retention = Retention(self.run, self.pipeline.keep)
+        self._tidied = time.monotonic()
+        self._tidied_iteration = position.first_iteration
+        self._scores: dict[int, float] = {}
 
     def play(self) -> int:
         """Run until the last iteration, a stopping evaluation, or a request to stop; returns the exit code."""
@@ -63,18 +69,14 @@ class Loop:
                 if not self._iteration(iteration):
                     return self._interrupted(iteration)
                 if self._evaluation_stops(iteration):
-                    self._stopped_early = True
                     break
+            if self.comm.rank == 0:
+                self._submit_tidy(iteration)
             self.writer.flush()
             self.comm.barrier()
         finally:
             self.environments.close()
         return DONE
-
-    @property
-    def stopped_early(self) -> bool:
-        """Whether an evaluation's stopping rule ended the run."""
-        return self._stopped_early
 
     def _load(self) -> None:
         import torch
@@ -99,8 +101,9 @@ class Loop:
             if self.comm.any(interrupted or self.stop.requested):
                 return False
         self.handoff.forget(before=iteration)
-        if self.comm.rank == 0:
-            self.writer.submit(functools.partial(self._tidy, iteration), 0)
+        if self.comm.rank == 0 and time.monotonic() - self._tidied > _TIDY_SECONDS:
+            self._tidied = time.monotonic()
+            self._submit_tidy(iteration)
         return True
 
     def _is_done(self, stage: Stage, iteration: int) -> bool:
@@ -117,12 +120,13 @@ class Loop:
             self.display.facts(stage.name, facts)
             self._facts.setdefault(stage.name, []).insert(0, facts)
             del self._facts[stage.name][64:]
+            if stage.name == "evaluate":
+                self._scores[iteration] = cast(float, facts["return_mean"])
 
     def _output(self, index: int, stage: Stage, iteration: int) -> StageOutput:
         earlier = [
             self.run.stage(iteration, other.name) for other in self.pipeline.stages[:index] if other.due(iteration)
         ]
-        last = iteration == self.pipeline.num_iterations - 1
         return StageOutput(
             self.run.stage(iteration, stage.name),
             earlier,
@@ -134,7 +138,7 @@ class Loop:
             residents=self.residents,
             num_blocks=self.pipeline.num_blocks,
             finished=self.position.finished_blocks.get((iteration, stage.name), frozenset()),
-            with_checkpoint=last or (iteration + 1) % self.pipeline.checkpoint_every == 0,
+            with_checkpoint=self._has_checkpoint(iteration),
             attributes={
                 "stage": stage.name,
                 "iteration": iteration,
@@ -173,11 +177,9 @@ class Loop:
         """The stages whose fields a stage reads: those before it that write any; or another run's rollouts."""
         sources = []
         if self.pipeline.inputs is not None:
-            sources.append(offline_source(Path(self.pipeline.inputs), iteration))
-        for stage in self.pipeline.stages[:index]:
-            if stage.writes:
-                sources.append(Source(self.run, iteration, stage.name))
-        return sources
+            sources = [offline_source(Path(self.pipeline.inputs), iteration)]
+        writing = [stage for stage in self.pipeline.stages[:index] if stage.writes]
+        return [*sources, *(Source(self.run, iteration, stage.name) for stage in writing)]
 
     def _previous_lanes(self, stage: Stage, iteration: int, block: int) -> Trajectories | None:
         if iteration == 0:
@@ -187,8 +189,8 @@ class Loop:
     def _earlier_facts(self, stage: str, iteration: int) -> Iterator[Mapping[str, Any]]:
         """Newest first: what this launch saw, then what lies on disk."""
         if stage not in self._facts:
-            found = previous_facts(self.run, stage, iteration) if self.comm.rank == 0 else None
-            self._facts[stage] = self.comm.broadcast(found) or []
+            found = previous_facts(self.run, stage, iteration) if self.comm.rank == 0 else []
+            self._facts[stage] = self.comm.broadcast(found)
         return iter(self._facts[stage])
 
     def _evaluation_stops(self, iteration: int) -> bool:
@@ -208,9 +210,29 @@ class Loop:
         self._progress_saved = time.monotonic()
         return True
 
-    def _tidy(self, iteration: int) -> None:
-        """After an iteration: what its stages no longer need, and what retention lets go."""
-        apply_retention(self.run, self.pipeline.keep)
+    def _submit_tidy(self, iteration: int) -> None:
+        since, self._tidied_iteration = self._tidied_iteration, iteration
+        job = functools.partial(self._tidy, range(since, iteration + 1), dict(self._scores))
+        self.writer.submit(job, num_bytes=0, iteration=iteration, what="retention")
+
+    def _tidy(self, iterations: range, scores: Mapping[int, float]) -> None:
+        """Drop parts and attempts of stages that are done, and what retention lets go.
+
+        Needed whatever `keep` says: everything since the newest checkpoint, from which a killed update is redone.
+        """
+        for folder in [folder for iteration in iterations for folder in self.run.stages(iteration)]:
+            if folder.is_done():
+                folder.remove_leftovers()
+        before = range(iterations.stop - 1, -1, -1)
+        newest = next((iteration for iteration in before if self._has_checkpoint(iteration)), 0)
+        unsettled = range(newest, iterations.stop)
+        needed = {(iteration, stage.name) for iteration in unsettled for stage in self.pipeline.stages}
+        self.retention.apply(needed, scores)
+
+    def _has_checkpoint(self, iteration: int) -> bool:
+        """Whether the update of an iteration leaves a checkpoint."""
+        last = iteration == self.pipeline.num_iterations - 1
+        return last or (iteration + 1) % self.pipeline.checkpoint_every == 0
 
     def _interrupted(self, iteration: int) -> int:
         self.writer.flush()

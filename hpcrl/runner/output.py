@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +14,9 @@ from hpcrl.residents import Residents
 from hpcrl.runner.handoff import Handoff, merge_facts
 from hpcrl.store.attempt import Attempt
 from hpcrl.store.checkpoint import read_checkpoint, write_checkpoint
+from hpcrl.store.layout import lanes_name, shard_name
 from hpcrl.store.manifest import FileRecord
+from hpcrl.store.metrics import MetricsWriter
 from hpcrl.store.shards import write_shard
 from hpcrl.store.stage_folder import StageFolder
 from hpcrl.store.writer import WriteBehind
@@ -42,7 +43,6 @@ class StageOutput:
         finished: frozenset[int],
         with_checkpoint: bool,
         attributes: Mapping[str, object],
-        on_facts: Callable[[str, Mapping[str, object]], None],
     ) -> None:
         self._folder, self._earlier = folder, earlier
         self._launch, self._compute_threads = launch, compute_threads
@@ -50,7 +50,6 @@ class StageOutput:
         self._num_blocks, self._finished = num_blocks, finished
         self._with_checkpoint = with_checkpoint
         self._attributes = attributes
-        self._on_facts = on_facts
         self._attempt: Attempt | None = None
         self._rows: list[Mapping[str, object]] = []
         self.facts: list[Mapping[str, object]] = []
@@ -71,7 +70,7 @@ class StageOutput:
         if trajectories is not None:
             self._handoff.put(self._folder.iteration, self._folder.stage, block, trajectories, lanes)
         size = sum(part.num_bytes for part in (trajectories, lanes) if part is not None)
-        self._writer.submit(lambda: self._write_block(block, trajectories, lanes, part_facts), size)
+        self._submit(lambda: self._write_block(block, trajectories, lanes, part_facts), size, f"block {block}")
 
     def emit_checkpoint(self, facts: Mapping[str, object]) -> None:
         self.facts.append(dict(facts))
@@ -80,12 +79,12 @@ class StageOutput:
         extra = {**facts, "state": self._residents.state(), "checkpoint": self._with_checkpoint}
         tensors = self._residents.tensors() if self._with_checkpoint else {}
         size = sum(array.nbytes for group in tensors.values() for array in group.values())
-        self._writer.submit(lambda: self._write_whole(tensors, extra), size)
+        self._submit(lambda: self._write_whole(tensors, extra), size, "checkpoint")
 
     def emit_facts(self, facts: Mapping[str, object]) -> None:
         self.facts.append(dict(facts))
         if self._comm.rank == 0:
-            self._writer.submit(lambda: self._write_whole({}, dict(facts)), 0)
+            self._submit(lambda: self._write_whole({}, dict(facts)), 0, "result")
 
     def save_progress(self, tensors: Mapping[str, Mapping[str, Array]], state: Mapping[str, object]) -> None:
         if self._comm.rank == 0:
@@ -105,6 +104,10 @@ class StageOutput:
     def log(self, row: Mapping[str, object]) -> None:
         self._rows.append(dict(row))
 
+    def _submit(self, job: Callable[[], object], num_bytes: int, what: str) -> None:
+        name = f"{what} of {self._folder.stage}, iteration {self._folder.iteration}"
+        self._writer.submit(job, num_bytes=num_bytes, iteration=self._folder.iteration, what=name)
+
     def _begin(self) -> Attempt:
         if self._attempt is None:
             self._attempt = self._folder.begin_attempt(self._launch, compute_threads=self._compute_threads)
@@ -116,9 +119,9 @@ class StageOutput:
         attempt = self._begin()
         attributes = {**self._attributes, "block": block}
         files: list[FileRecord] = []
-        for name, part in (("shard", trajectories), ("lanes", lanes)):
+        for name, part in ((shard_name(block), trajectories), (lanes_name(block), lanes)):
             if part is not None:
-                files.append(write_shard(attempt.path / f"{name}-{block:05d}.h5", part, attributes=attributes))
+                files.append(write_shard(attempt.path / name, part, attributes=attributes))
         self._write_metrics(attempt)
         attempt.publish_part(block, files, dict(facts))
         self._folder.publish_if_complete(self._num_blocks, merge=merge_facts)
@@ -128,7 +131,6 @@ class StageOutput:
         files: Sequence[FileRecord] = []
         if tensors:
             folder = attempt.path / "checkpoint"
-            folder.mkdir()
             files = [record.under("checkpoint") for record in write_checkpoint(folder, tensors, self._state(extra))]
         self._write_metrics(attempt)
         self._wait_for_earlier()
@@ -142,8 +144,10 @@ class StageOutput:
 
     def _write_metrics(self, attempt: Attempt) -> None:
         rows, self._rows = self._rows, []
-        for row in rows if self._comm.rank == 0 else []:
-            attempt.metrics.write({"iteration": self._folder.iteration, "stage": self._folder.stage, **row})
+        if rows and self._comm.rank == 0:
+            with MetricsWriter(attempt.metrics) as metrics:
+                for row in rows:
+                    metrics.write(row)
 
     def _wait_for_earlier(self) -> None:
         """Manifests are published in the graph's order: other ranks' parts of the stages before this one come first."""
@@ -155,8 +159,3 @@ class StageOutput:
                         f"{folder.path}: other ranks published no manifest in {_ORDER_TIMEOUT_SECONDS} s"
                     )
                 time.sleep(0.0005)
-
-
-def checkpoint_folder(folder: StageFolder, attempt_path: Path) -> Path:
-    """Where a published update keeps its checkpoint."""
-    return folder.path / attempt_path / "checkpoint"

@@ -153,9 +153,11 @@ def stored_description(document: Mapping[str, Any]) -> EnvDescription:
     """The description that `describe` stored."""
     import numpy as np
 
-    stored = dict(document["spaces"])
+    stored: dict[str, Any] = dict(document["spaces"])
     for name in ("observation_space", "action_space"):
-        fields = {key: tuple(value) if isinstance(value, list) else value for key, value in stored[name].items()}
+        fields: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in stored[name].items()
+        }
         for bound in ("low", "high"):
             if fields[bound] is not None:
                 fields[bound] = np.asarray(stored[name][bound], np.float64)

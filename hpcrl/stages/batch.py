@@ -52,7 +52,7 @@ class BlockBatch:
         if self._frame_of_step is None:
             return self.trajectories.per_trajectory["final_observations"]
         frames = self.trajectories.ragged["frames"]
-        window = frames.offsets[1:, None] - np.arange(self.frame_stack, 0, -1)[None, :]
+        window: Int64 = frames.offsets[1:, None] - np.arange(self.frame_stack, 0, -1)[None, :]
         return frames.values[window]
 
     def tensors(self, indices: Int64) -> dict[str, torch.Tensor]:

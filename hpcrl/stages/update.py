@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import time
 from collections.abc import Mapping
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -171,13 +171,15 @@ class _UpdateRun:
         whole_batch = self.algorithm.normalize_advantages == "batch"
         moments = self._moments.sum(axis=0) if whole_batch else self._moments[cursor.minibatch]
         totals = self.algorithm.totals(int(self.counts[cursor.minibatch]), moments)
+        import torch
+
         statistics = []
         for batch, order, leaf in zip(self.batches, self._orders, self._leaves, strict=True):
             bounds = batch.part_bounds(self.algorithm.num_minibatches)
             rows = order[bounds[cursor.minibatch] : bounds[cursor.minibatch + 1]]
             self.model.flat.zero_gradients()
             loss, numbers = self.algorithm.loss(self.model, batch.tensors(rows), totals, progress=self.share_done)
-            loss.backward()
+            torch.autograd.backward(loss)
             leaf[:-1] = self.model.flat.gradients_array()
             leaf[-1] = self._pack_request(batch)
             statistics.append(numbers)
@@ -199,7 +201,7 @@ class _UpdateRun:
         return bool(total[-1] % _PROGRESS_DUE > 0), bool(total[-1] >= _PROGRESS_DUE)
 
     def _pack_request(self, batch: BlockBatch) -> float:
-        """1 when this rank was asked to stop; plus _PROGRESS_DUE from block 0's owner when progress is due by its clock."""
+        """1 when this rank was asked to stop, plus _PROGRESS_DUE from block 0's owner when its clock says so."""
         asked = float(self.context.stop_requested())
         return asked + _PROGRESS_DUE if batch.block == 0 and self.context.progress_due() else asked
 
@@ -220,7 +222,7 @@ class _UpdateRun:
                 sums[:] = tensors["statistics"][block_key(batch)]
             self._gradient_norm_sum = cast(float, state["gradient_norm_sum"])
             self._stored_estimates = tensors if "advantages" in tensors else {}
-            return _Cursor(**cast(Mapping[str, int], state["cursor"]))
+            return _Cursor(**cast(Mapping[str, Any], state["cursor"]))
         if self.algorithm.normalize_values is not None:
             returns = [moments_of(batch.trajectories["returns"]) for batch in self._with_returns()]
             self.algorithm.advance_value_statistics(self.model, self.context.tree.sum(returns))

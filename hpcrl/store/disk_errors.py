@@ -24,7 +24,7 @@ _REASONS = {
 
 
 @contextmanager
-def explain_write_errors(path: Path) -> Iterator[None]:
+def explain_write_errors(path: Path | str) -> Iterator[None]:
     """Raises InputError, naming `path`, for the failures a user can mend; every other error passes unchanged."""
     try:
         yield

@@ -18,7 +18,7 @@ from hpcrl.store.stage_folder import StageFolder
 
 
 class MetricsWriter:
-    """Appends rows to an attempt's metrics.jsonl; a context manager. Each row reaches the file at once, so it can be followed.
+    """Appends rows to an attempt's metrics.jsonl; a context manager. Each row reaches the file at once.
 
     Args:
         path: Attempt.metrics.
@@ -34,7 +34,7 @@ class MetricsWriter:
             self.write(row)
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Appends one row: text, numbers (NumPy's too), lists. Not-a-number is written as NaN, as Python's json reads it."""
+        """Appends one row: text, numbers (NumPy's too), lists; NaN and Infinity as Python's json reads them."""
         line = json.dumps(row, default=_plain).encode() + b"\n"
         reach("metrics.before_write")
         with explain_write_errors(self.path):
@@ -61,7 +61,7 @@ class MetricsWriter:
 
 
 def read_rows(path: Path, limit: int | None = None) -> list[dict[str, Any]]:
-    """Rows of one metrics.jsonl, at most `limit`; none when it is not there. A last line that a kill cut short is left out."""
+    """Rows of one metrics.jsonl, at most `limit`; none when it is not there; less a line cut short by a kill."""
     try:
         text = path.read_bytes()
     except FileNotFoundError:

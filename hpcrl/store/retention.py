@@ -64,11 +64,11 @@ class Retention:
     def apply(self, needed: Needed, scores: Mapping[int, float] | None = None) -> list[tuple[int, str]]:
         """Removes the files of published stages that `keep` does not keep, and finishes removals a kill interrupted.
 
-        A stage is unpublished first (its manifest is renamed to removed.json: sizes and checksums stay), then its files go;
-        metrics.jsonl stays, for the report.
+        A stage is unpublished first (its manifest is renamed to removed.json: sizes and checksums stay), then its files
+        go; metrics.jsonl stays, for the report.
         Args:
-            needed: (iteration, stage) pairs that must stay whatever `keep` says: inputs of unfinished stages, lanes of open
-                episodes, branch points.
+            needed: (iteration, stage) pairs that must stay whatever `keep` says: inputs of unfinished stages, lanes of
+                open episodes, branch points.
             scores: iteration -> score of its checkpoint, higher is better; for `best`.
         Returns: (iteration, stage) of what was removed.
         """

@@ -24,8 +24,8 @@ class WriteBehind:
     """A thread that runs jobs one by one in the order of submission; a context manager.
 
     At most one iteration is queued: a job of a later one waits, in submit, until all of the earlier ones are written.
-    The first error stops the writing: later jobs are dropped, for manifests are published in order or not at all, and every
-    later submit or flush raises it. The thread does not keep a process alive: leaving without close is like a kill, and a
+    The first error stops the writing: later jobs are dropped, for manifests are published in order or not at all, and
+    every later submit or flush raises it. The thread does not keep a process alive: leaving without close is like a kill, and a
     kill is harmless. Leaving the `with` block by an exception still writes what was submitted, as it is finished work.
 
     Args:
@@ -115,7 +115,8 @@ class WriteBehind:
                     return
                 job = self._queue[0]
             try:
-                job.run()
+                with explain_write_errors(job.what):
+                    job.run()
             except BaseException as error:
                 error.add_note(f"while writing {job.what} behind the computation")
                 with self._changed:

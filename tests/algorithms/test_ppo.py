@@ -59,7 +59,7 @@ def totals_of(batch: dict[str, torch.Tensor]) -> Totals:
 
 def gradient_of(model: ActorCritic, ppo: PPO, batch, totals: Totals) -> tuple[float, np.ndarray, np.ndarray]:
     model.zero_grad()
-    loss, statistics = ppo.loss(model, batch, totals, ppo.at(0.0))
+    loss, statistics = ppo.loss(model, batch, totals)
     loss.backward()
     return float(loss.detach()), model.flat.gradients_array().copy(), statistics
 
@@ -234,14 +234,14 @@ def test_nan_is_named_where_it_came_in(field: str) -> None:
     batch = make_batch()
     batch[field][7] = math.nan
     with pytest.raises(FloatingPointError, match=f"PPO loss: want finite numbers.*not finite in the input: {field}"):
-        PPO().loss(make_model(), batch, Totals(ROWS, 0.0, 1.0), PPO().at(0.0))
+        PPO().loss(make_model(), batch, Totals(ROWS, 0.0, 1.0))
 
 
 def test_nan_of_the_network_is_told_apart() -> None:
     model = make_model()
     model.flat.values.fill_(math.nan)
     with pytest.raises(FloatingPointError, match="the input is finite, the network is not"):
-        PPO().loss(model, make_batch(), Totals(ROWS, 0.0, 1.0), PPO().at(0.0))
+        PPO().loss(model, make_batch(), Totals(ROWS, 0.0, 1.0))
 
 
 def test_statistics_against_numpy() -> None:
@@ -263,7 +263,7 @@ def test_first_pass_has_ratio_one() -> None:
     numbers = np.random.default_rng(0).random((ROWS, 1))
     actions, log_probs, _ = model.act(batch["observations"].numpy(), numbers)
     batch |= {"actions": torch.from_numpy(actions), "log_probs": torch.from_numpy(log_probs)}
-    finished = PPO().finish_statistics(PPO().loss(model, batch, totals_of(batch), PPO().at(0.0))[1])
+    finished = PPO().finish_statistics(PPO().loss(model, batch, totals_of(batch))[1])
     assert finished["ratio_deviation"] < 1e-6
     assert finished["clip_fraction"] == 0.0
 
@@ -286,20 +286,20 @@ def test_bf16_autocast_is_close_and_keeps_fp32_gradients() -> None:
 def test_schedules(schedule: str, shares: tuple[float, ...]) -> None:
     ppo = PPO(learning_rate=0.5, learning_rate_schedule=schedule, clip_range=0.3, clip_range_schedule=schedule)
     for progress, share in zip((0.0, 0.25, 1.0), shares, strict=True):
-        assert ppo.at(progress).learning_rate == pytest.approx(0.5 * share)
-        assert ppo.at(progress).clip_range == pytest.approx(0.3 * share)
+        assert ppo.learning_rate_at(progress) == pytest.approx(0.5 * share)
+        assert ppo.clip_range_at(progress) == pytest.approx(0.3 * share)
     for outside in (-0.1, 1.1, math.nan):
         with pytest.raises(InputError, match=r"progress: want a number in \[0, 1\]"):
-            ppo.at(outside)
+            ppo.learning_rate_at(outside)
 
 
 def test_clip_range_schedule_reaches_the_loss() -> None:
     model, batch = make_model(), make_batch()
     ppo, totals = PPO(clip_range_schedule="linear"), totals_of(batch)
-    late = ppo.loss(model, batch, totals, ppo.at(0.5))[0].item()
+    late = ppo.loss(model, batch, totals, progress=0.5)[0].item()
     narrow = PPO(clip_range=0.1)
-    assert late == pytest.approx(narrow.loss(model, batch, totals, narrow.at(0.0))[0].item())
-    assert late != pytest.approx(ppo.loss(model, batch, totals, ppo.at(0.0))[0].item())
+    assert late == pytest.approx(narrow.loss(model, batch, totals)[0].item())
+    assert late != pytest.approx(ppo.loss(model, batch, totals)[0].item())
 
 
 def test_target_kl_stops_half_as_much_above() -> None:
@@ -310,7 +310,7 @@ def test_target_kl_stops_half_as_much_above() -> None:
 
 def test_optimizer_carries_the_knobs() -> None:
     model = make_model()
-    optimizer = PPO(adam_betas=(0.8, 0.99), adam_epsilon=1e-3, weight_decay=0.1).make_optimizer(model)
+    optimizer = PPO(adam_betas=(0.8, 0.99), adam_epsilon=1e-3, weight_decay=0.1).build_optimizer(model)
     assert (optimizer.betas, optimizer.epsilon, optimizer.weight_decay) == ((0.8, 0.99), 1e-3, 0.1)
     assert optimizer.flat is model.flat
 
@@ -326,7 +326,7 @@ def test_value_statistics_step_is_a_moving_average() -> None:
 def test_learning_lowers_the_loss() -> None:
     model, batch = make_model(), make_batch()
     ppo = PPO(learning_rate=1e-2)
-    optimizer, totals = ppo.make_optimizer(model), totals_of(batch)
+    optimizer, totals = ppo.build_optimizer(model), totals_of(batch)
     losses = []
     for _ in range(40):
         losses.append(gradient_of(model, ppo, batch, totals)[0])

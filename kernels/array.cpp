@@ -44,7 +44,8 @@ Array borrow_numpy(const char* name, const py::array& given) {
   const py::dtype dtype = given.dtype();
   const char kind = dtype.kind();
   const auto size = dtype.itemsize();
-  const bool native = dtype.byteorder() == '=' || dtype.byteorder() == '|';
+  // h5py's dtypes say '<' where NumPy's own say '='; the machines hpcrl runs on are little-endian.
+  const bool native = dtype.byteorder() == '=' || dtype.byteorder() == '|' || dtype.byteorder() == '<';
   if (native && kind == 'f' && size == 4) {
     array.kind = Kind::kFloat32;
   } else if (native && kind == 'f' && size == 8) {

@@ -61,11 +61,12 @@ def part_loss(
             torch.ones_like(residuals),
         )
         statistics: Float64 = torch.stack(rows).sum(dim=1, dtype=torch.float64).cpu().numpy()
-    _refuse_non_finite(statistics, part)
+    refuse_non_finite(statistics, part)
     return weighted.sum() / totals.num_steps, statistics
 
 
-def _refuse_non_finite(statistics: Float64, part: Mapping[str, Tensor]) -> None:
+def refuse_non_finite(statistics: Float64, part: Mapping[str, Tensor]) -> None:
+    """Raises FloatingPointError where a sum is not finite, naming it and the inputs to blame."""
     if np.isfinite(statistics).all():
         return
     bad = [f"{name} {total}" for name, total in zip(STATISTICS, statistics, strict=True) if not np.isfinite(total)]

@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 Float32 = npt.NDArray[np.float32]
+_HALF = np.float32(0.5)
 
 
 def policy_slopes(
@@ -29,9 +30,11 @@ def policy_slopes(
 
 def _error_slopes(errors: Float32, huber_delta: float | None) -> tuple[Float32, Float32]:
     if huber_delta is None:
-        return np.float32(0.5) * errors * errors, errors
-    slopes = np.minimum(np.maximum(errors, np.float32(-huber_delta)), np.float32(huber_delta))
-    return slopes * (errors - np.float32(0.5) * slopes), slopes
+        losses: Float32 = np.square(errors) * _HALF
+        return losses, errors
+    slopes: Float32 = np.minimum(np.maximum(errors, np.float32(-huber_delta)), np.float32(huber_delta))
+    losses = slopes * (errors - slopes * _HALF)
+    return losses, slopes
 
 
 def value_slopes(

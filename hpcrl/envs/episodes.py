@@ -79,9 +79,9 @@ class EpisodeCounter:
 
 
 class ActionLog:
-    """The actions of every lane's open episode, from which the episode can be played again.
+    """The actions of every lane since its last seeded reset, from which it can be brought here again.
 
-    One row of all lanes per step, from the oldest open episode on; episodes of different lanes begin at different rows.
+    One row of all lanes per step, from the oldest of these resets on; different lanes begin at different rows.
     """
 
     def __init__(self, num_lanes: int, shape: tuple[int, ...], dtype: str) -> None:
@@ -97,15 +97,15 @@ class ActionLog:
         self._end += 1
 
     def _make_room(self) -> None:
-        # Rows that no open episode needs are dropped here only, so that they cost nothing per step.
+        # Rows that no lane needs are dropped here only, so that they cost nothing per step.
         oldest = int(self._begin.min())
         kept = self._rows[oldest : self._end]
         self._rows = np.empty((max(256, 2 * len(kept)), *kept.shape[1:]), kept.dtype)
         self._rows[: len(kept)] = kept
         self._end, self._begin = len(kept), self._begin - oldest
 
-    def begin_episode(self, index: int) -> None:
-        """Forgets the actions of a lane whose episode ended."""
+    def begin(self, index: int) -> None:
+        """Forgets a lane's actions so far."""
         self._begin[index] = self._end
 
     def clear(self) -> None:
@@ -113,7 +113,7 @@ class ActionLog:
         self._begin[:] = self._end
 
     def save(self) -> Ragged:
-        """Ragged actions, one row of the ragged field per lane and step of its open episode."""
+        """Ragged actions: each lane's, from where it begins."""
         parts = [self._rows[begin : self._end, lane] for lane, begin in enumerate(self._begin)]
         offsets = np.zeros(len(parts) + 1, np.int64)
         np.cumsum(self._end - self._begin, out=offsets[1:])
@@ -133,17 +133,21 @@ class ActionLog:
         return self._rows[: self._end]
 
     def begins(self) -> Int64:
-        """The row at which each lane's open episode begins, int64[lanes]."""
+        """The row at which each lane begins, int64[lanes]."""
         return self._begin
 
+    def lengths(self) -> Int64:
+        """Actions stored for each lane, int64[lanes]."""
+        return self._end - self._begin
 
-def check_replayed(env: str, lanes: Trajectories, index: int, observation: Array, *, ended: bool) -> None:
-    """Refuses a replayed episode that ended, or whose observation is not the saved one, bit for bit."""
+
+def check_replayed(env: str, lanes: Trajectories, index: int, observation: Array, *, in_step: bool) -> None:
+    """Refuses a replayed episode that is not where it was (not `in_step`), or has not the saved observation's bits."""
     saved = lanes["observations"][index]
     same = saved.dtype == observation.dtype and saved.tobytes() == np.ascontiguousarray(observation).tobytes()
-    if same and not ended:
+    if same and in_step:
         return
-    given = "the episode's end" if ended else "another"
+    given = "another" if in_step else "an episode that ended elsewhere"
     raise InputError(
         f"{env}: lane {lanes['lane'][index]}, episode {lanes['episode'][index]}: want the saved observation after "
         f"{lanes['episode_step'][index]} replayed actions, given {given}: the environment does not answer the same to "

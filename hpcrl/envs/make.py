@@ -147,7 +147,7 @@ def _make_atari(
         reward_clipping=chosen.reward_clipping,
         use_fire_reset=chosen.use_fire_reset,
     )
-    made = AtariEnvs(engine, entry.name, lanes, seed, draw, restart=chosen.restart)
+    made = AtariEnvs(engine, entry.name, lanes, seed, draw, restart=chosen.restart, reseed_after=chosen.reseed_after)
     made.max_episode_steps = limit or int(registered["max_num_frames_per_episode"]) // chosen.frame_skip
     return made
 

@@ -60,6 +60,9 @@ class AtariOptions(EnvOptions):
 
     restart: Literal["replay", "fresh"] = "replay"
     """"fresh" drops open episodes at a restart."""
+    reseed_after: int = 8192
+    """A lane is seeded anew at the first ending so many steps after the last; 1: at every episode. A restart replays as
+    many steps and an episode; a seeding costs as much as 300 steps."""
     frame_stack: int = 4
     """Frames in an observation; zeros before an episode's first."""
     frame_skip: int = 4
@@ -127,6 +130,7 @@ _RULES: dict[str, _Rule] = {
     "grayscale": _SWITCH,
     "resize": ("(height, width), whole numbers >= 1", _is_size),
     "flatten": _SWITCH,
+    "reseed_after": _COUNT,
     "maxpool": _SWITCH,
     "noop_max": ("a whole number >= 0", lambda value: _is_whole(value, 0)),
     "use_fire_reset": _SWITCH,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -29,9 +30,7 @@ class EnvPoolEnvs(NativeEnvs):
 
         self.name, self.lanes, self._engine, self._mode = f"envpool:{task}", lanes, None, "NextStep"
         self._task, self._options, self._num_threads = task, dict(options), num_threads
-        with warnings.catch_warnings():
-            # EnvPool declares its float64 bounds as float32; Gymnasium warns of the lost digits each time.
-            warnings.filterwarnings("ignore", message=".*precision lowered.*")
+        with _quiet():
             spec = envpool.make_spec(task, **self._options)
             self._open_gates(spec.observation_space, spec.action_space)
         self.max_episode_steps = int(spec.config.max_episode_steps)
@@ -50,8 +49,7 @@ class EnvPoolEnvs(NativeEnvs):
 
         self.close()
         self._ended = np.zeros(len(self.lanes), np.bool_)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*precision lowered.*")
+        with _quiet():
             self._engine = envpool.make(
                 self._task,
                 env_type="gymnasium",
@@ -60,7 +58,7 @@ class EnvPoolEnvs(NativeEnvs):
                 env_seed=self._counter.current_keys(),
                 **self._options,
             )
-        observations, _ = self._engine.reset()
+            observations, _ = self._engine.reset()
         self.observations = self._observe.batch(observations, len(self.lanes))
         return self.observations
 
@@ -90,6 +88,14 @@ class EnvPoolEnvs(NativeEnvs):
                 self._in_flight = False
             self._engine.close()
             self._engine = None
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without Gymnasium's warning of lost digits: EnvPool declares its float64 bounds as float32, every time."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*precision lowered.*")
+        yield
 
 
 def check_options(task: str, options: Mapping[str, object]) -> None:

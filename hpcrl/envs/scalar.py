@@ -107,7 +107,7 @@ class ScalarEnvs(VectorEnv):
             observations = observations.copy()
             for index in ended:
                 self._counter.next_episode(index)
-                self._log.begin_episode(index)
+                self._log.begin(index)
                 observations[index] = self._reset_lane(index)
         self.observations = observations
         return StepResult(observations, rewards, terminated, truncated, final, self._all_valid)
@@ -143,7 +143,7 @@ class ScalarEnvs(VectorEnv):
             ended = terminated or truncated
             if ended:
                 break
-        check_replayed(self.name, lanes, index, self.observations[index], ended=ended)
+        check_replayed(self.name, lanes, index, self.observations[index], in_step=not ended)
 
     def render(self) -> npt.NDArray[np.uint8] | None:
         if self._envs[0].render_mode is None:

@@ -15,6 +15,7 @@ from hpcrl.models.distributions import ActionDistribution
 from hpcrl.models.networks import Inference, Network
 from hpcrl.models.observations import ImageObservations, OneHotObservations, VectorObservations
 from hpcrl.models.parameters import FlatParameters
+from hpcrl.models.stacked_mlp import StackedMlp
 from hpcrl.models.statistics import ObservationStatistics, ValueStatistics
 
 Array = npt.NDArray[np.generic]
@@ -61,6 +62,11 @@ class ActorCritic(nn.Module):
         order += [f"distribution.{name}" for name, _ in self.distribution.named_parameters()]
         self.flat = FlatParameters(self, order)
         self._infer = self.network.inference(self.flat, "network.")
+
+    @property
+    def stacked_mlp(self) -> StackedMlp | None:
+        """The passes by hand, where the network is a multi-layer perceptron."""
+        return self._infer if isinstance(self._infer, StackedMlp) else None
 
     @property
     def observation_statistics(self) -> ObservationStatistics | None:

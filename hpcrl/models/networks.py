@@ -29,7 +29,7 @@ class Network(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, encoded: Tensor) -> tuple[Tensor, Tensor]:
-        """Policy outputs [n, num_outputs] and value outputs [n] in the scale of the value statistics; bf16 in autocast."""
+        """Policy outputs [n, num_outputs] and value outputs [n], in the value statistics' scale; bf16 in autocast."""
 
     @abstractmethod
     def initialize(self, generator: torch.Generator) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -28,11 +26,12 @@ class CategoricalSlopes:
             slopes = scaled.mul_(self._probabilities).neg_()
         else:
             slopes = (self._probabilities * weights).neg_()
-        return slopes.scatter_add_(1, self._actions, weights)
+        result: Tensor = slopes.scatter_add_(1, self._actions, weights)
+        return result
 
 
 class GaussianSlopes:
-    """log pi(a) = -sum(z^2 / 2 + s + log(2 pi) / 2), z = (a - m) / exp s:  d/dm = z / exp s;  d/ds = z^2 - 1;  dH/ds = 1.
+    """log pi(a) = -sum(z^2 / 2 + s + log(2 pi) / 2), z = (a - m) / e^s:  d/dm = z / e^s;  d/ds = z^2 - 1;  dH/ds = 1.
 
     The gradient by s = log_std is written into the parameter's own gradient.
     """
@@ -53,10 +52,13 @@ class GaussianSlopes:
         return (self._deviations * self._inverse_std).mul_(weights)
 
 
-def slopes_of(
-    distribution: ActionDistribution, outputs: Tensor, actions: Tensor
-) -> CategoricalSlopes | GaussianSlopes | None:
-    """The derivatives of a distribution; None where only autograd knows them."""
-    if isinstance(distribution, Categorical):
-        return CategoricalSlopes(outputs, actions)
-    return GaussianSlopes(distribution, outputs, actions) if isinstance(distribution, Gaussian) else None
+def has_slopes(distribution: ActionDistribution) -> bool:
+    """Whether `slopes_of` knows the distribution; else only autograd does."""
+    return isinstance(distribution, Categorical | Gaussian)
+
+
+def slopes_of(distribution: ActionDistribution, outputs: Tensor, actions: Tensor) -> CategoricalSlopes | GaussianSlopes:
+    """The derivatives of a distribution at f32[n, num_outputs] for given actions."""
+    if isinstance(distribution, Gaussian):
+        return GaussianSlopes(distribution, outputs, actions)
+    return CategoricalSlopes(outputs, actions)

@@ -20,7 +20,8 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def _relu_backward(gradients: Tensor, activations: Tensor) -> Tensor:
-    return torch.ops.aten.threshold_backward(gradients, activations, 0.0)
+    result: Tensor = torch.ops.aten.threshold_backward(gradients, activations, 0.0)
+    return result
 
 
 _BACKWARD: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -53,7 +54,7 @@ class StackedMlp:
         self._activation_backward = _BACKWARD.get(activation)
         self.num_towers = len(tower_names)
         layers = range(num_layers)
-        # [towers, outputs, inputs] and [towers, outputs] of each hidden layer; [outputs, inputs] and [outputs] of a head
+        # A hidden layer is [towers, outputs, inputs] and its bias [towers, 1, outputs]; a head has no tower axis.
         self._weights = [stacked(flat.values, layer, "weight") for layer in layers]
         self._biases = [stacked(flat.values, layer, "bias").unsqueeze(1) for layer in layers]
         self._head_weights, self._head_biases = heads(flat.values, "weight"), heads(flat.values, "bias")

@@ -37,9 +37,11 @@ class Holder:
     """SLURM job (and array task), or empty."""
     restart_count: int
     """How often SLURM has requeued that job."""
+    launcher: Process | None = None
+    """The process without which the launch counts as dead (hpcrl run, mpiexec), if there is one."""
 
     @classmethod
-    def new(cls, environment: Mapping[str, str]) -> Holder:
+    def new(cls, environment: Mapping[str, str], launcher: Process | None) -> Holder:
         """This process, as a holder."""
         job, task = environment.get("SLURM_JOB_ID", ""), environment.get("SLURM_ARRAY_TASK_ID", "")
         return cls(
@@ -48,13 +50,21 @@ class Holder:
             since=datetime.now(UTC).isoformat(timespec="seconds"),
             job=f"{job}_{task}" if task else job,
             restart_count=int(environment.get("SLURM_RESTART_COUNT", "0")),
+            launcher=launcher,
         )
 
     @classmethod
     def read(cls, path: Path) -> Holder:
         """Raises: FileNotFoundError; CorruptFileError."""
         body = read_document(path, "lease")
-        return cls(**{**body, "process": Process(**body["process"])})
+        launcher = body.pop("launcher")
+        process = Process(**body.pop("process"))
+        return cls(**body, process=process, launcher=Process(**launcher) if launcher is not None else None)
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the holder works on: it lives, and so does its launcher. Only meaningful on the holder's host."""
+        return self.process.is_alive() and (self.launcher is None or self.launcher.is_alive())
 
 
 class Lease:
@@ -83,6 +93,7 @@ class Lease:
         heartbeat_seconds: float = 10.0,
         stale_seconds: float = 60.0,
         grace_seconds: float = 5.0,
+        launcher: Process | None = None,
         environment: Mapping[str, str] | None = None,
     ) -> Lease:
         """Takes the run, from a dead holder too: then the processes that its launch left on this host are ended first.
@@ -90,12 +101,13 @@ class Lease:
         Args:
             stale_seconds: a holder on another host counts as dead when its heartbeat is older than this.
             grace_seconds: orphans get SIGTERM, and SIGKILL after this time.
+            launcher: a process of this host whose death makes the launch an orphan, where the holder is itself a rank.
             environment: where SLURM's variables are read; None: this process's.
         Raises: InputError naming the holder when it is alive; CorruptFileError when the lease is damaged.
         """
         run_path = Path(run_path)
         make_folder(run_path)
-        holder = Holder.new(os.environ if environment is None else environment)
+        holder = Holder.new(os.environ if environment is None else environment, launcher)
         document = seal("lease", dataclasses.asdict(holder))
         for _ in range(_TRIES):
             _end_launches_set_aside(run_path, grace_seconds)
@@ -195,7 +207,7 @@ def _is_dead(holder: Holder, us: Holder, age: float, stale_seconds: float) -> bo
     if holder.job and holder.job == us.job and us.restart_count > holder.restart_count:
         return True  # SLURM ended that job before it started it again
     if holder.process.is_local():
-        return not holder.process.is_alive()
+        return not holder.is_alive
     return age > stale_seconds
 
 
@@ -203,7 +215,8 @@ def _refusal(run_path: Path, holder: Holder, age: float, stale_seconds: float) -
     job = f", job {holder.job}" if holder.job else ""
     action = "wait for it, or end it"
     if not holder.process.is_local():
-        action += f"; if that host is gone, run again in {max(0.0, stale_seconds - age):.0f} s (last heartbeat {age:.0f} s ago)"
+        rest = max(0.0, stale_seconds - age)
+        action += f"; if that host is gone, run again in {rest:.0f} s (last heartbeat {age:.0f} s ago)"
     who = f"{holder.process}{job} since {holder.since}"
     return f"{run_path}: want a run nobody works on, given one held by {who}; {action}"
 
@@ -231,6 +244,8 @@ def _end_launches_set_aside(run_path: Path, grace_seconds: float) -> None:
             for note in sorted(run_path.glob(f"{_NAME}.{token}.*.json"))
             for process in _read_note(note)
         ]
+        with contextlib.suppress(FileNotFoundError):  # another launch is at the same work
+            processes.append(Holder.read(aside).process)
         end_processes(processes, grace_seconds=grace_seconds)
         _remove_records(run_path, token)
         aside.unlink(missing_ok=True)

@@ -22,7 +22,7 @@ class Process:
 
     host: str
     boot: str
-    """Boot of the host and namespace of process numbers: where another one is met, /proc says nothing about this process."""
+    """Boot of the host and namespace of its process numbers: in another one, /proc says nothing about this process."""
     pid: int
     start_time: int
     """Clock ticks since boot, from /proc/PID/stat."""
@@ -61,7 +61,7 @@ class Process:
 def end_processes(
     processes: Sequence[Process], *, grace_seconds: float = 5.0, kill_seconds: float = 10.0
 ) -> list[Process]:
-    """Ends those that live and are the recorded ones: SIGTERM, after `grace_seconds` SIGKILL; waits until they are gone.
+    """Ends those that are the recorded ones: SIGTERM, after `grace_seconds` SIGKILL; waits until they are gone.
 
     Returns: the processes that were ended.
     Raises: InputError when one cannot be signalled or does not go.

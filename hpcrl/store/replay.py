@@ -67,7 +67,7 @@ def _join(base: Trajectories, added: Trajectories) -> Trajectories:
 
 @dataclass(frozen=True)
 class Minibatch:
-    """The union of every block's part. Shapes: parts: block -> field -> [rows, ...]; parts of a block differ by at most a row."""
+    """The union of every block's part. Shapes: parts: block -> field -> [rows, ...]."""
 
     index: int
     parts: Mapping[int, Mapping[str, Array]]
@@ -82,8 +82,8 @@ class ReplayReader:
     """Shuffled minibatches over blocks of steps, in memory or memory-mapped: the same path, the same bits.
 
     Minibatch m is the union of every block's m-th part: the steps of a block are shuffled within it, by a permutation
-    counted by (block, epoch, iteration), and never leave it. So a reader of some blocks gives exactly those blocks' parts of
-    what a reader of all gives. One minibatch at a time is copied out of the mapped files.
+    counted by (block, epoch, iteration), and never leave it. So a reader of some blocks gives just what a
+    reader of all gives for them. One minibatch at a time is copied out of the mapped files.
 
     Args:
         blocks: block -> its steps.
@@ -147,7 +147,7 @@ class ReplayReader:
         )
 
     def rows(self, block: int, steps: Int64, fields: Sequence[str] | None = None) -> dict[str, Array]:
-        """Fields of chosen steps of a block, [len(steps), ...] each; `observations` are rebuilt where frames are stored.
+        """Fields of chosen steps of a block, [len(steps), ...] each; `observations` are rebuilt from frames.
 
         Args: fields: step fields and `observations`; None: all.
         Raises: InputError for a field that is not there.

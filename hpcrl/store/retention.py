@@ -1,4 +1,4 @@
-"""Retention: which rollouts and checkpoints stay on disk, and how the others go without ever lying about being there."""
+"""Retention: which rollouts and checkpoints stay on disk, and how the others go without seeming to be there."""
 
 from __future__ import annotations
 

@@ -87,9 +87,9 @@ class ShardFile:
             raise CorruptFileError(f"{self.path}: {name}: its place differs from the seal; restore it from a copy")
         if self._map is not None:
             count = dataset.size
-            view: Array = np.frombuffer(self._map, dtype=dataset.dtype, count=count, offset=start)
+            view: Array = np.frombuffer(self._map, dtype=dataset.dtype.newbyteorder("="), count=count, offset=start)
             return view.reshape(dataset.shape)
-        array: Array = np.empty(dataset.shape, dataset.dtype)
+        array: Array = np.empty(dataset.shape, dataset.dtype.newbyteorder("="))
         room = as_bytes(array)
         while room.nbytes:
             read = os.preadv(self._descriptor, [room], start)

@@ -59,6 +59,8 @@ def write_shard(
     with explain_write_errors(path):
         try:
             return _write(path, trajectories, arrays, checksums, attributes, chosen)
+        except FileExistsError:
+            raise  # someone else's file: not ours to remove
         except BaseException:
             path.unlink(missing_ok=True)  # gives a full disk its space back
             raise

@@ -25,8 +25,8 @@ class WriteBehind:
 
     At most one iteration is queued: a job of a later one waits, in submit, until all of the earlier ones are written.
     The first error stops the writing: later jobs are dropped, for manifests are published in order or not at all, and
-    every later submit or flush raises it. The thread does not keep a process alive: leaving without close is like a kill, and a
-    kill is harmless. Leaving the `with` block by an exception still writes what was submitted, as it is finished work.
+    every later submit or flush raises it. The thread does not keep a process alive: leaving without close is like a
+    kill, and a kill is harmless. Leaving the `with` block by an exception still writes what was submitted: it is done.
 
     Args:
         max_bytes: bound on the bytes that wait, as announced by submit; one job that is larger waits until it is alone.

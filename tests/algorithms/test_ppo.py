@@ -18,6 +18,7 @@ from hpcrl.models.statistics import moments
 
 VECTOR = Space("box", (4,), "float32")
 DISCRETE, BOX = Space("discrete", n=3), Space("box", (2,), "float32")
+MULTI = Space("multi_discrete", (2,), nvec=(3, 2))
 ROWS = 60
 
 
@@ -30,7 +31,7 @@ def _one_thread():
 
 
 def make_model(action_space: Space = DISCRETE, **options: object) -> ActorCritic:
-    model = Mlp(hidden=(8, 8), **options).build(VECTOR, action_space, seed=5)
+    model = Mlp(**{"hidden": (8, 8), **options}).build(VECTOR, action_space, seed=5)
     with torch.no_grad():
         model.network.policy_head.weight.mul_(100.0)
     return model
@@ -40,6 +41,8 @@ def make_batch(action_space: Space = DISCRETE, rows: int = ROWS) -> dict[str, to
     generator = np.random.default_rng(17)
     if action_space.kind == "discrete":
         actions = generator.integers(0, 3, size=rows)
+    elif action_space.kind == "multi_discrete":
+        actions = generator.integers(0, action_space.nvec, size=(rows, 2))
     else:
         actions = generator.normal(size=(rows, 2)).astype(np.float32)
     batch = {
@@ -125,6 +128,37 @@ def test_loss_and_gradient_of_every_knob(knob: str, action_space: Space) -> None
     np.testing.assert_allclose(gradient, model.flat.gradients_array(), rtol=1e-4, atol=1e-6)
     plain, _, _ = gradient_of(make_model(action_space), PPO(), batch, totals_of(batch))
     assert (loss == plain) == (knob == "defaults"), "the knob must matter here"
+
+
+@pytest.mark.parametrize("knob", KNOBS)
+@pytest.mark.parametrize("action_space", [DISCRETE, BOX, MULTI], ids=["discrete", "box", "multi"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"shared": True, "activation": "relu"}, {"activation": "gelu"}, {"hidden": (8,)}, {"hidden": (8, 6, 4)}],
+    ids=lambda options: " ".join(options) or "defaults",
+)
+def test_part_gradient_is_that_of_the_loss(knob: str, action_space: Space, options: dict[str, object]) -> None:
+    ppo, batch = dataclasses.replace(KNOBS[knob], entropy_coef=0.05), make_batch(action_space)
+    model = make_model(action_space, normalize_observations=True, **options)
+    assert (model.stacked_mlp.has_backward) == ("gelu" not in options.values())
+    model.observation_statistics.advance(moments(batch["observations"].numpy()))
+    ppo.advance_value_statistics(model, moments(batch["returns"].numpy()))
+    totals = totals_of(batch)
+    # A scheduled clip range and a count other than the part's own must reach both.
+    totals = dataclasses.replace(totals, num_steps=2 * ROWS)
+    _, expected, expected_statistics = gradient_of(model, ppo, batch, totals)
+    model.flat.gradients.fill_(123.0)
+    statistics = ppo.part_gradient(model, batch, totals)
+    np.testing.assert_allclose(model.flat.gradients_array(), expected, rtol=1e-4, atol=2e-7)
+    np.testing.assert_allclose(statistics, expected_statistics, rtol=2e-5, atol=1e-5)
+
+
+def test_part_gradient_of_nothing_is_zero() -> None:
+    model, batch = make_model(), make_batch()
+    model.flat.gradients.fill_(123.0)
+    statistics = PPO().part_gradient(model, {name: rows[:0] for name, rows in batch.items()}, totals_of(batch))
+    assert not model.flat.gradients_array().any()
+    assert not statistics.any()
 
 
 @pytest.mark.parametrize("action_space", [DISCRETE, BOX], ids=["discrete", "box"])
@@ -233,8 +267,11 @@ def test_equal_advantages_do_not_divide_by_zero() -> None:
 def test_nan_is_named_where_it_came_in(field: str) -> None:
     batch = make_batch()
     batch[field][7] = math.nan
-    with pytest.raises(FloatingPointError, match=f"PPO loss: want finite numbers.*not finite in the input: {field}"):
-        PPO().loss(make_model(), batch, Totals(ROWS, 0.0, 1.0))
+    for method in (PPO().loss, PPO().part_gradient):
+        with pytest.raises(
+            FloatingPointError, match=f"PPO loss: want finite numbers.*not finite in the input: {field}"
+        ):
+            method(make_model(), batch, Totals(ROWS, 0.0, 1.0))
 
 
 def test_nan_of_the_network_is_told_apart() -> None:
@@ -249,7 +286,7 @@ def test_statistics_against_numpy() -> None:
     finished = ppo.finish_statistics(gradient_of(model, ppo, batch, totals_of(batch))[2])
     log_probs, entropies, _ = model.evaluate(batch["observations"], batch["actions"])
     ratios = np.exp(log_probs.detach().numpy().astype(np.float64) - batch["log_probs"].numpy())
-    assert finished["entropy"] == pytest.approx(float(entropies.mean()), rel=1e-5)
+    assert finished["entropy"] == pytest.approx(entropies.mean().item(), rel=1e-5)
     assert finished["clip_fraction"] == pytest.approx((np.abs(ratios - 1) > 0.2).mean())
     assert finished["approximate_kl"] == pytest.approx((ratios - 1 - np.log(ratios)).mean(), rel=1e-4)
     assert finished["ratio_deviation"] == pytest.approx(np.sqrt(np.square(ratios - 1).mean()), rel=1e-4)

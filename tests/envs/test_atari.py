@@ -18,24 +18,29 @@ from hpcrl.ops.random import Draw
 class StandIn:
     """The manners of ale-py's AtariVectorEnv: masked resets with seeds, a reset on the step after an ending.
 
-    A frame shows (seed of the episode, step, last action); an episode lasts 3 to 9 steps, as its seed says.
+    Each lane has a generator: a seed sets it, a reset with -1 goes on. A frame shows (number of the episode, step, last
+    action); an episode lasts 3 to 9 steps, as its number says.
     """
 
     def __init__(self, num_envs, frame_stack=4, drift=0):
-        self.num_envs, self.drift, self.unseeded_resets = num_envs, drift, 0
+        self.num_envs, self.drift, self.dummy_steps, self.seedings = num_envs, drift, 0, 0
         self.single_observation_space = gymnasium.spaces.Box(0, 255, (frame_stack, 2, 3), np.uint8)
         self.single_action_space = gymnasium.spaces.Discrete(6)
         self.stacks = np.zeros((num_envs, frame_stack, 2, 3), np.uint8)
-        self.seeds, self.steps, self.over = (np.zeros(num_envs, int) for _ in range(3))
+        self.numbers, self.steps, self.over = (np.zeros(num_envs, int) for _ in range(3))
+        self.generators = [np.random.default_rng(lane) for lane in range(num_envs)]
 
     def _begin(self, lane, seed):
-        self.seeds[lane], self.steps[lane], self.over[lane] = seed, 0, 0
+        if seed >= 0:
+            self.generators[lane] = np.random.default_rng(seed)
+            self.seedings += 1
+        self.numbers[lane], self.steps[lane], self.over[lane] = self.generators[lane].integers(1, 250), 0, 0
         self.stacks[lane] = 0
         self._show(lane, 0)
 
     def _show(self, lane, action):
         self.stacks[lane, :-1] = self.stacks[lane, 1:].copy()
-        self.stacks[lane, -1] = (self.seeds[lane] % 251 + 1 + self.drift, self.steps[lane], action)
+        self.stacks[lane, -1] = (self.numbers[lane] + self.drift, self.steps[lane], action)
 
     def reset(self, *, seed, options):
         for lane, key in zip(np.flatnonzero(options["reset_mask"]), seed, strict=True):
@@ -49,15 +54,15 @@ class StandIn:
         rewards = np.zeros(self.num_envs, np.int32)
         for lane, action in enumerate(self.actions):
             if self.over[lane]:
-                self.unseeded_resets += 1
-                self._begin(lane, 77)
+                self.dummy_steps += 1
+                self._begin(lane, -1)
                 continue
             self.steps[lane] += 1
             rewards[lane] = self.steps[lane]
             self._show(lane, action)
-            self.over[lane] = self.steps[lane] == self.seeds[lane] % 7 + 3
+            self.over[lane] = self.steps[lane] == self.numbers[lane] % 7 + 3
         over = self.over.astype(bool)
-        return self.stacks.copy(), rewards, over & (self.seeds % 2 == 0), over & (self.seeds % 2 == 1), {}
+        return self.stacks.copy(), rewards, over & (self.numbers % 2 == 0), over & (self.numbers % 2 == 1), {}
 
     def step(self, actions):
         self.send(actions)
@@ -67,8 +72,9 @@ class StandIn:
         self.closed = True
 
 
-def stand_in(lanes=range(4), restart="replay", **engine):
-    return AtariEnvs(StandIn(len(lanes), **engine), "stand-in", lanes, 3, Draw.RESET, restart=restart)
+def stand_in(lanes=range(4), restart="replay", reseed_after=40, **engine):
+    engine = StandIn(len(lanes), **engine)
+    return AtariEnvs(engine, "stand-in", lanes, 3, Draw.RESET, restart=restart, reseed_after=reseed_after)
 
 
 def test_stand_in_endings_are_exact_and_no_dummy_step_comes():
@@ -90,25 +96,48 @@ def test_stand_in_endings_are_exact_and_no_dummy_step_comes():
         assert (result.observations[ended, -1, 0, 1] == 0).all()
         assert np.array_equal(result.observations[~ended], result.final_observations[~ended])
         endings += result.terminated.sum(), result.truncated.sum()
-    assert env._engine.unseeded_resets == 0
+    assert env._engine.dummy_steps == 0
     assert (endings > 10).all()
     assert env.episode.sum() == endings.sum()
 
 
-def test_stand_in_restores_in_mid_episode():
+@pytest.mark.parametrize("reseed_after", [1, 40])
+@pytest.mark.parametrize("cut", [0, 1, 3, 30, 61, 62, 63, 100])
+def test_stand_in_restores_in_mid_episode(cut, reseed_after):
+    env = stand_in(reseed_after=reseed_after)
+    env.reset()
+    actions = random_actions(env, 160)
+    play(env, actions[:cut])
+    saved = env.save()
+    assert (saved["seeded_episode"] <= saved["episode"]).all()
+    if reseed_after == 1:
+        assert np.array_equal(np.diff(saved.ragged["actions"].offsets), saved["episode_step"])
+    again = stand_in(reseed_after=reseed_after)
+    again.restore(saved)
+    for field in ("episode", "episode_step", "seeded_episode", "observations"):
+        assert np.array_equal(again.save()[field], saved[field])
+    assert_same(play(env, actions[cut:]), play(again, actions[cut:]))
+
+
+def test_stand_in_is_seeded_again_only_when_its_actions_are_many():
+    for reseed_after, seedings in ((1, range(50, 200)), (40, range(4 + 8, 4 + 17)), (10_000, range(4, 5))):
+        env = stand_in(reseed_after=reseed_after)
+        env.reset()
+        play(env, random_actions(env, 170))
+        assert env._engine.seedings in seedings
+        assert (np.diff(env.save().ragged["actions"].offsets) < reseed_after + 10).all()
+
+
+def test_a_stand_in_that_plays_differently_is_found_out():
     env = stand_in()
     env.reset()
-    actions = random_actions(env, 60)
-    for cut in (0, 1, 30, 31, 32, 33):
-        env = stand_in()
-        env.reset()
-        play(env, actions[:cut])
-        saved = env.save()
-        again = stand_in()
-        again.restore(saved)
-        assert_same(play(env, actions[cut:]), play(again, actions[cut:]))
-    with pytest.raises(InputError, match="want the saved observation"):
+    play(env, random_actions(env, 50))
+    saved = env.save()
+    with pytest.raises(InputError, match=r"want the saved observation after .* given another"):
         stand_in(drift=1).restore(saved)
+    other = saved.with_fields(per_trajectory={"episode": saved["episode"] + 1})
+    with pytest.raises(InputError, match="given an episode that ended elsewhere"):
+        stand_in().restore(other)
 
 
 def test_stand_in_fresh_and_flight():

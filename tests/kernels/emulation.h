@@ -184,7 +184,8 @@ inline unsigned __ballot_sync(unsigned, bool predicate) {
   return ballot;
 }
 
-inline int __ffs(unsigned bits) { return bits == 0 ? 0 : std::countr_zero(bits) + 1; }
+inline int __ffs(int bits) { return bits == 0 ? 0 : std::countr_zero(static_cast<unsigned>(bits)) + 1; }
+inline int __clz(int bits) { return std::countl_zero(static_cast<unsigned>(bits)); }
 inline float __uint_as_float(unsigned bits) { return std::bit_cast<float>(bits); }
 inline unsigned __float_as_uint(float value) { return std::bit_cast<unsigned>(value); }
 inline void __nanosleep(unsigned) { std::this_thread::yield(); }
@@ -202,7 +203,7 @@ inline unsigned atomicAdd(unsigned* address, unsigned value) {
   return std::atomic_ref<unsigned>(*address).fetch_add(value);
 }
 
-// Relaxed accesses at device scope; the device's own are in device_words.cuh.
+// Relaxed accesses at device scope; the device's own are in tile_spans.cuh.
 inline std::uint64_t load_word(const std::uint64_t* address) {
   emulation::pause();
   return std::atomic_ref<std::uint64_t>(*const_cast<std::uint64_t*>(address)).load(std::memory_order_relaxed);

@@ -1,0 +1,215 @@
+"""What is written is what is read; what was changed, cut or written by someone else is refused by name."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import resource
+import signal
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from stored_samples import assert_same, sample
+
+from hpcrl.data import Ragged, Trajectories
+from hpcrl.errors import CorruptFileError, InputError
+from hpcrl.store.manifest import FileRecord
+from hpcrl.store.seal import Seal
+from hpcrl.store.shards import read_attributes, read_shard, write_shard
+
+EMPTY = Trajectories(
+    np.zeros(1, np.int64),
+    {"rewards": np.zeros(0, np.float32), "observations": np.zeros((0, 4), np.float32)},
+    {"ending": np.zeros(0, np.uint8)},
+    {"frames": Ragged(np.zeros((0, 8, 8), np.uint8), np.zeros(1, np.int64))},
+)
+LANES = Trajectories(np.zeros(4, np.int64), {}, {"episode": np.arange(3)}, {"actions": Ragged(np.arange(5), np.array([0, 2, 2, 5]))})
+BARE = Trajectories(np.array([0, 2], np.int64))
+
+
+def write(path: Path, trajectories: Trajectories | None = None, **keywords: object) -> FileRecord:
+    return write_shard(path, trajectories or sample(), attributes={"block": 3, "stage": "rollout"}, **keywords)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "trajectories", [sample(), sample((1,)), sample((0, 0)), sample((2, 0, 7) * 40), EMPTY, LANES, BARE]
+)
+@pytest.mark.parametrize("memory_map", [True, False])
+def test_reading_gives_back_what_was_written(tmp_path: Path, trajectories: Trajectories, memory_map: bool) -> None:
+    record = write(tmp_path / "s.h5", trajectories)
+    assert_same(trajectories, read_shard(tmp_path / "s.h5", record=record, memory_map=memory_map))
+    assert_same(trajectories, read_shard(tmp_path / "s.h5", memory_map=memory_map))
+    assert (record.rows, record.trajectories) == (trajectories.num_steps, trajectories.num_trajectories)
+    assert record.bytes == (tmp_path / "s.h5").stat().st_size
+
+
+@pytest.mark.parametrize("kind", ["gzip", "lzf"])
+@pytest.mark.parametrize("trajectories", [sample((2, 0, 7) * 40), EMPTY])
+def test_compression_is_a_choice_per_field(tmp_path: Path, kind: str, trajectories: Trajectories) -> None:
+    compression = {"observations": kind, "frames": kind, "ending": kind}
+    record = write(tmp_path / "s.h5", trajectories, compression=compression)
+    assert_same(trajectories, read_shard(tmp_path / "s.h5", record=record))
+    with h5py.File(tmp_path / "s.h5", "r") as file:
+        assert file["steps/rewards"].chunks is None
+        assert (file["ragged/frames/values"].compression == kind) == (trajectories.num_steps > 0)
+
+
+def test_fields_can_be_read_alone(tmp_path: Path) -> None:
+    write(tmp_path / "s.h5")
+    part = read_shard(tmp_path / "s.h5", fields=["rewards", "tokens"])
+    assert part.fields() == ("rewards", "tokens")
+    assert_same(sample().only(["rewards", "tokens"]), part)
+    with pytest.raises(InputError, match=r"s\.h5: want fields reward, given observations, "):
+        read_shard(tmp_path / "s.h5", fields=["reward"])
+
+
+def test_any_hdf5_tool_can_open_a_shard(tmp_path: Path) -> None:
+    record = write(tmp_path / "s.h5")
+    with h5py.File(tmp_path / "s.h5", "r") as file:
+        assert np.array_equal(file["steps/rewards"][...], sample()["rewards"])
+        assert file["ragged/frames/values"].shape == sample().ragged["frames"].values.shape
+        assert sorted(file) == ["offsets", "per_trajectory", "ragged", "steps"]
+    attributes = read_attributes(tmp_path / "s.h5", record=record)
+    assert attributes == {"format": "hpcrl-shard", "format_version": 1, "block": 3, "stage": "rollout"}
+
+
+def test_one_flipped_bit_in_every_byte_is_refused(tmp_path: Path) -> None:
+    """Every byte of the file matters, gaps and padding too; a sample of bits keeps the test short."""
+    path = tmp_path / "s.h5"
+    record = write(path, sample((2, 1)), compression={"pixels": "gzip"})
+    good = path.read_bytes()
+    rng = np.random.default_rng(1)
+    text_end = good.index(b"\0")
+    places = {*range(0, text_end, 7), *range(text_end, len(good), 13), 4095, 4096, 4100, len(good) - 1}
+    for place in places:
+        bad = bytearray(good)
+        bad[place] ^= 1 << int(rng.integers(8))
+        path.write_bytes(bad)
+        for given in (record, None):
+            with pytest.raises(CorruptFileError, match=r"s\.h5"):
+                read_shard(path, record=given)
+
+
+def test_flips_in_each_field_name_the_field(tmp_path: Path) -> None:
+    path = tmp_path / "s.h5"
+    record = write(path)
+    good = path.read_bytes()
+    with path.open("rb") as file:
+        extents = Seal.read(file.fileno(), path, len(good)).extents
+    assert len(extents) == 1 + 7 + 2 + 2 * 2
+    for name, (start, stop) in extents.items():
+        for place in (start, stop - 1):
+            bad = bytearray(good)
+            bad[place] ^= 128
+            path.write_bytes(bad)
+            for memory_map in (True, False):
+                with pytest.raises(CorruptFileError, match=rf"s\.h5: {name} does not match"):
+                    read_shard(path, record=record, memory_map=memory_map)
+    others = [name for name in sample().fields() if name not in ("tokens",)]
+    read_shard(path, record=record, fields=others)  # the last flip was in tokens: the others are still whole
+
+
+def test_truncated_and_grown_files_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "s.h5"
+    record = write(path, sample((2, 1)))
+    good = path.read_bytes()
+    for size in (*range(0, len(good), 97), 4095, 4096, 4104, len(good) - 1):
+        path.write_bytes(good[:size])
+        for given in (record, None):
+            with pytest.raises(CorruptFileError, match=r"s\.h5"):
+                read_shard(path, record=given)
+    path.write_bytes(good + b"\0")
+    for given in (record, None):
+        with pytest.raises(CorruptFileError, match=r"s\.h5"):
+            read_shard(path, record=given)
+
+
+def test_foreign_and_missing_files_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "foreign.h5"
+    with h5py.File(path, "w") as file:
+        file["steps/rewards"] = np.zeros(3)
+    with pytest.raises(CorruptFileError, match=r"foreign\.h5: not a shard that hpcrl wrote"):
+        read_shard(path)
+    path.write_bytes(b"")
+    with pytest.raises(CorruptFileError, match=r"foreign\.h5"):
+        read_shard(path)
+    with pytest.raises(CorruptFileError, match=r"missing\.h5: missing"):
+        read_shard(tmp_path / "missing.h5")
+
+
+def test_a_foreign_file_with_a_user_block_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "foreign.h5"
+    with h5py.File(path, "w", userblock_size=4096) as file:
+        file["rewards"] = np.zeros(3)
+    with pytest.raises(CorruptFileError, match=r"foreign\.h5: not a document that hpcrl wrote"):
+        read_shard(path)
+
+
+def test_another_whole_shard_is_not_the_recorded_one(tmp_path: Path) -> None:
+    record = write(tmp_path / "s.h5", sample(seed=0))
+    write(tmp_path / "other.h5", sample(seed=1))
+    os.replace(tmp_path / "other.h5", tmp_path / "s.h5")
+    read_shard(tmp_path / "s.h5")
+    with pytest.raises(CorruptFileError, match=r"s\.h5: not the file that was published"):
+        read_shard(tmp_path / "s.h5", record=record)
+    wrong = dataclasses.replace(record, checksums={**record.checksums, "steps/rewards": "0" * 32})
+    write(tmp_path / "t.h5", sample(seed=0))
+    with pytest.raises(CorruptFileError, match=r"t\.h5: steps/rewards"):
+        read_shard(tmp_path / "t.h5", record=wrong)
+
+
+def test_verification_can_be_left_out_for_data_only(tmp_path: Path) -> None:
+    path = tmp_path / "s.h5"
+    record = write(path)
+    data = bytearray(path.read_bytes())
+    start = data.index(sample()["double"].tobytes())
+    data[start] ^= 1
+    path.write_bytes(data)
+    changed = read_shard(path, record=record, verify=False)
+    assert changed["double"][0] != sample()["double"][0]
+    data[5000] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(CorruptFileError):
+        read_shard(path, record=record, verify=False)
+
+
+@pytest.mark.parametrize(
+    ("trajectories", "keywords", "message"),
+    [
+        (Trajectories(np.array([0, 1], np.int64), {"a/b": np.zeros(1)}), {}, "want no '/'"),
+        (Trajectories(np.array([0, 1], np.int64), {"text": np.array(["x"])}), {}, "text: want bool, integer"),
+        (BARE, {"compression": {"rewards": "gzip"}}, "compression: want a field"),
+        (sample(), {"compression": {"rewards": "zip"}}, "compression: want gzip"),
+    ],
+)
+def test_what_cannot_be_stored_is_refused_before_writing(
+    tmp_path: Path, trajectories: Trajectories, keywords: dict[str, object], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        write(tmp_path / "s.h5", trajectories, **keywords)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_shard_is_never_overwritten(tmp_path: Path) -> None:
+    record = write(tmp_path / "s.h5")
+    with pytest.raises(FileExistsError):
+        write(tmp_path / "s.h5", sample(seed=5))
+    assert_same(sample(), read_shard(tmp_path / "s.h5", record=record))
+
+
+@pytest.mark.parametrize("limit", [100, 5000, 7000, 60_000])
+def test_a_write_that_does_not_fit_says_so_and_leaves_nothing(tmp_path: Path, limit: int) -> None:
+    big = sample((2000,))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        with pytest.raises(InputError, match=r"file size limit reached while writing .*s\.h5; .*ulimit"):
+            write(tmp_path / "s.h5", big)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert not list(tmp_path.iterdir())
+    assert_same(big, read_shard(tmp_path / "s.h5", record=write(tmp_path / "s.h5", big)))

@@ -136,7 +136,7 @@ def _run_mpi(command: Sequence[str], ranks: int, variables: Mapping[str, str]) -
             command,
             env={**os.environ, **variables},
             stdin=subprocess.DEVNULL,
-            start_new_session=True,  # else a terminal's Ctrl-C would reach mpiexec twice, which aborts the ranks
+            start_new_session=True,  # a terminal's Ctrl-C reaches this process only, which passes it on once
             preexec_fn=lambda: end_with_parent(launcher),
         )
         stop.deliver_to(process)

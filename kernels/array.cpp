@@ -12,7 +12,9 @@ namespace {
   throw py::value_error(std::string(name) + ": " + message);
 }
 
-std::string type_name(py::handle object) { return py::str(py::type::of(object).attr("__qualname__")); }
+std::string type_name(py::handle object) {
+  return py::str(py::type::of(object).attr("__qualname__"));
+}
 
 void set_shape(Array& array, py::ssize_t ndim, const int64_t* extents) {
   if (ndim > kMaxDims) {
@@ -23,7 +25,9 @@ void set_shape(Array& array, py::ssize_t ndim, const int64_t* extents) {
 }
 
 void want_contiguous(const Array& array, bool contiguous) {
-  if (!contiguous) refuse(array.name, "want a C-contiguous array, got a strided one; copy it (numpy.ascontiguousarray, .contiguous())");
+  if (!contiguous)
+    refuse(array.name,
+           "want a C-contiguous array, got a strided one; copy it (numpy.ascontiguousarray, .contiguous())");
 }
 
 Kind kind_of_name(const std::string& name) {
@@ -155,7 +159,8 @@ Array borrow_dlpack(const char* name, py::handle given) {
   }
   array.kind = kind_of_dlpack(tensor->dtype);
   if (array.kind == Kind::kOther) {
-    refuse_dtype(name, "(DLPack) code " + std::to_string(tensor->dtype.code) + ", " + std::to_string(tensor->dtype.bits) + " bits");
+    refuse_dtype(name, "(DLPack) code " + std::to_string(tensor->dtype.code) + ", " +
+                           std::to_string(tensor->dtype.bits) + " bits");
   }
   if (tensor->device.type == dlpack::kCuda) {
     array.device = tensor->device.id;
@@ -185,13 +190,20 @@ std::string shape_text(const int64_t* extents, size_t ndim) {
 
 const char* kind_name(Kind kind) {
   switch (kind) {
-    case Kind::kFloat32: return "float32";
-    case Kind::kBfloat16: return "bfloat16";
-    case Kind::kFloat64: return "float64";
-    case Kind::kInt64: return "int64";
-    case Kind::kUint32: return "uint32";
-    case Kind::kUint8: return "uint8";
-    case Kind::kOther: break;
+    case Kind::kFloat32:
+      return "float32";
+    case Kind::kBfloat16:
+      return "bfloat16";
+    case Kind::kFloat64:
+      return "float64";
+    case Kind::kInt64:
+      return "int64";
+    case Kind::kUint32:
+      return "uint32";
+    case Kind::kUint8:
+      return "uint8";
+    case Kind::kOther:
+      break;
   }
   return "another dtype";
 }
@@ -211,9 +223,13 @@ size_t Array::bytes() const {
   return width * static_cast<size_t>(size());
 }
 
-std::string Array::device_name() const { return device == kOnCpu ? "cpu" : "cuda:" + std::to_string(device); }
+std::string Array::device_name() const {
+  return device == kOnCpu ? "cpu" : "cuda:" + std::to_string(device);
+}
 
-Column Array::column() const { return {data, kind == Kind::kBfloat16 ? Element::kBfloat16 : Element::kFloat32}; }
+Column Array::column() const {
+  return {data, kind == Kind::kBfloat16 ? Element::kBfloat16 : Element::kFloat32};
+}
 
 Array borrow(const char* name, py::handle object) {
   if (py::isinstance<py::array>(object)) return borrow_numpy(name, py::reinterpret_borrow<py::array>(object));

@@ -1,7 +1,9 @@
-// Borrowed views of other libraries' arrays: NumPy, PyTorch, CuPy and whatever speaks DLPack or the CUDA array interface.
+// Borrowed views of other libraries' arrays: NumPy, PyTorch, CuPy and whatever speaks DLPack or the CUDA array
+// interface.
 //
-// Nothing is copied and no library is linked or imported. PyTorch is known by its data_ptr(): its own DLPack export costs
-// 2.4 us a tensor, more than a small kernel. Every refusal names the argument, what was wanted and what was given.
+// Nothing is copied and no library is linked or imported. PyTorch is known by its data_ptr(): its own DLPack export
+// costs 2.4 us a tensor, more than a small kernel. Every refusal names the argument, what was wanted and what was
+// given.
 #pragma once
 
 #include <pybind11/numpy.h>
@@ -26,26 +28,27 @@ constexpr int kOnCpu = -1;
 constexpr int kMaxDims = 2;
 
 struct Array {
-  const char* name = "";   // the argument's name in Python, for messages
+  const char* name = "";  // the argument's name in Python, for messages
   void* data = nullptr;
   Kind kind = Kind::kOther;
   int ndim = 0;
   std::array<int64_t, kMaxDims> shape{};
-  int device = kOnCpu;     // else the CUDA ordinal
+  int device = kOnCpu;  // else the CUDA ordinal
   bool writable = true;
-  py::object owner;        // keeps an exported view alive during the call
+  py::object owner;  // keeps an exported view alive during the call
 
   int64_t size() const;
   size_t bytes() const;
   std::string device_name() const;
-  Column column() const;   // kFloat32 and kBfloat16 only
+  Column column() const;  // kFloat32 and kBfloat16 only
   template <class T>
   T* as() const {
     return static_cast<T*>(data);
   }
 };
 
-// Raises ValueError for anything that is not a C-contiguous array of at most kMaxDims dimensions, in the CPU's or a CUDA device's memory.
+// Raises ValueError for anything that is not a C-contiguous array of at most kMaxDims dimensions, in the CPU's or a
+// CUDA device's memory.
 Array borrow(const char* name, py::handle object);
 
 // `why` says where the wanted extents come from, as in "want length 5 (= len(rewards)), got 3"; "" leaves it out.

@@ -1,4 +1,5 @@
-// The recurrences for Python: what arrays must look like, and which device takes them. hpcrl/ops/recurrence.py allocates.
+// The recurrences for Python: what arrays must look like, and which device takes them. hpcrl/ops/recurrence.py
+// allocates.
 
 #include <cmath>
 #include <string>
@@ -27,7 +28,8 @@ struct Borrowed {
 
 void want_fraction(const char* name, double number) {
   if (number >= 0.0 && number <= 1.0) return;
-  throw py::value_error(std::string(name) + ": want a number in [0, 1], got " + std::string(py::str(py::float_(number))));
+  throw py::value_error(std::string(name) + ": want a number in [0, 1], got " +
+                        std::string(py::str(py::float_(number))));
 }
 
 void want_positive(const char* name, double number) {
@@ -56,8 +58,10 @@ Array borrow_steps(const char* name, py::handle object, const Array& rewards) {
 
 Array borrow_output(const char* name, py::handle object, const Array& rewards) {
   if (object.is_none()) {
-    throw py::value_error(std::string(name) + ": want an array to write into, because none can be made in the library of "
-                                              "rewards; pass " + name + "=");
+    throw py::value_error(std::string(name) +
+                          ": want an array to write into, because none can be made in the library of "
+                          "rewards; pass " +
+                          name + "=");
   }
   Array array = borrow(name, object);
   want_kind(array, {Kind::kFloat32});
@@ -79,7 +83,8 @@ void want_rising_offsets(const Array& offsets, int64_t num_steps) {
             std::to_string(i + 1) + "] = " + std::to_string(values[i + 1]);
     break;
   }
-  throw py::value_error("offsets: want them to rise from 0 to " + std::to_string(num_steps) + " (= len(rewards)), got " + given);
+  throw py::value_error("offsets: want them to rise from 0 to " + std::to_string(num_steps) +
+                        " (= len(rewards)), got " + given);
 }
 
 template <class Op>
@@ -96,8 +101,9 @@ Borrowed borrow_all(const char* name, const Given& given) {
   want_kind(b.offsets, {Kind::kInt64});
   want_device(b.offsets, b.rewards);
   if (b.offsets.ndim != 1 || b.offsets.shape[0] < 1) {
-    throw py::value_error("offsets: want shape (num_trajectories + 1,), at least [0], got " + std::to_string(b.offsets.ndim) +
-                          " dimensions and " + std::to_string(b.offsets.size()) + " elements");
+    throw py::value_error("offsets: want shape (num_trajectories + 1,), at least [0], got " +
+                          std::to_string(b.offsets.ndim) + " dimensions and " + std::to_string(b.offsets.size()) +
+                          " elements");
   }
   b.bootstrap_values = borrow("bootstrap_values", given.bootstrap_values);
   want_kind(b.bootstrap_values, {Kind::kFloat32, Kind::kBfloat16});
@@ -115,17 +121,9 @@ Borrowed borrow_all(const char* name, const Given& given) {
     want_output(*out, {&b.rewards, &b.values, &b.action_values, &b.ratios, &b.bootstrap_values, &b.offsets,
                        out == &b.advantages ? &b.returns : &b.advantages, out == &b.moments ? &b.returns : &b.moments});
   }
-  b.arguments = {b.rewards.column(),
-                 b.values.column(),
-                 b.action_values.column(),
-                 b.ratios.column(),
-                 b.bootstrap_values.column(),
-                 b.offsets.as<int64_t>(),
-                 b.offsets.shape[0] - 1,
-                 b.rewards.shape[0],
-                 b.advantages.as<float>(),
-                 b.returns.as<float>(),
-                 b.moments.as<double>()};
+  b.arguments = {b.rewards.column(),          b.values.column(),       b.action_values.column(), b.ratios.column(),
+                 b.bootstrap_values.column(), b.offsets.as<int64_t>(), b.offsets.shape[0] - 1,   b.rewards.shape[0],
+                 b.advantages.as<float>(),    b.returns.as<float>(),   b.moments.as<double>()};
   return b;
 }
 
@@ -166,9 +164,9 @@ void launch(const char* name, const Op& op, const Borrowed& b, const Given& give
     status = recurrence_cuda(op, b.arguments, workspace.data, reinterpret_cast<cudaStream_t>(given.stream));
   }
   if (status != cudaSuccess) {
-    throw std::runtime_error(std::string(name) + ": CUDA error " + cudaGetErrorString(status) + " (num_steps=" +
-                             std::to_string(b.arguments.num_steps) + ", num_trajectories=" +
-                             std::to_string(b.arguments.num_trajectories) + ")");
+    throw std::runtime_error(std::string(name) + ": CUDA error " + cudaGetErrorString(status) +
+                             " (num_steps=" + std::to_string(b.arguments.num_steps) +
+                             ", num_trajectories=" + std::to_string(b.arguments.num_trajectories) + ")");
   }
 }
 
@@ -197,7 +195,8 @@ void gae(py::handle rewards, py::handle values, py::handle bootstrap_values, py:
   want_fraction("gae_lambda", gae_lambda);
   const py::none none;
   run("gae", Gae{gamma, gae_lambda},
-      {rewards, values, none, none, bootstrap_values, offsets, out, returns_out, moments_out, num_threads, workspace, stream});
+      {rewards, values, none, none, bootstrap_values, offsets, out, returns_out, moments_out, num_threads, workspace,
+       stream});
 }
 
 void td_lambda(py::handle rewards, py::handle values, py::handle bootstrap_values, py::handle offsets, double gamma,
@@ -227,7 +226,8 @@ void vtrace(py::handle rewards, py::handle values, py::handle bootstrap_values, 
   want_positive("c_clip", c_clip);
   const py::none none;
   run("vtrace", VTrace{gamma, trace_lambda, rho_clip, c_clip},
-      {rewards, values, none, ratios, bootstrap_values, offsets, out, returns_out, moments_out, num_threads, workspace, stream});
+      {rewards, values, none, ratios, bootstrap_values, offsets, out, returns_out, moments_out, num_threads, workspace,
+       stream});
 }
 
 void retrace(py::handle rewards, py::handle values, py::handle bootstrap_values, py::handle offsets,

@@ -13,7 +13,9 @@ namespace hpcrl::avx2 {
 // Loading 8 words from kUpperMask + n gives a mask of the last n lanes.
 alignas(32) inline constexpr int32_t kUpperMask[16] = {0, 0, 0, 0, 0, 0, 0, 0, -1, -1, -1, -1, -1, -1, -1, -1};
 
-inline __m256i upper_mask(int n) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(kUpperMask + n)); }
+inline __m256i upper_mask(int n) {
+  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(kUpperMask + n));
+}
 
 struct Floats {
   static constexpr int kLanes = 8;
@@ -58,14 +60,22 @@ struct Floats {
   static void stream_fence() { _mm_sfence(); }
 };
 
-inline Floats operator+(Floats a, Floats b) { return Floats(_mm256_add_ps(a.lanes, b.lanes)); }
-inline Floats operator-(Floats a, Floats b) { return Floats(_mm256_sub_ps(a.lanes, b.lanes)); }
-inline Floats operator*(Floats a, Floats b) { return Floats(_mm256_mul_ps(a.lanes, b.lanes)); }
+inline Floats operator+(Floats a, Floats b) {
+  return Floats(_mm256_add_ps(a.lanes, b.lanes));
+}
+inline Floats operator-(Floats a, Floats b) {
+  return Floats(_mm256_sub_ps(a.lanes, b.lanes));
+}
+inline Floats operator*(Floats a, Floats b) {
+  return Floats(_mm256_mul_ps(a.lanes, b.lanes));
+}
 inline Floats multiply_add(Floats a, Floats b, Floats c) {
   return Floats(_mm256_fmadd_ps(a.lanes, b.lanes, c.lanes));
 }
 // The instruction gives its second operand when either is NaN.
-inline Floats lesser(Floats limit, Floats value) { return Floats(_mm256_min_ps(limit.lanes, value.lanes)); }
+inline Floats lesser(Floats limit, Floats value) {
+  return Floats(_mm256_min_ps(limit.lanes, value.lanes));
+}
 
 struct Sums {
   __m256d sum = _mm256_setzero_pd(), squares = _mm256_setzero_pd();

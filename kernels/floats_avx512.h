@@ -1,4 +1,5 @@
-// Sixteen floats. Included only by the translation unit compiled for AVX-512 (F, BW, VL, DQ); members as in floats_generic.h.
+// Sixteen floats. Included only by the translation unit compiled for AVX-512 (F, BW, VL, DQ); members as in
+// floats_generic.h.
 #pragma once
 
 #include <immintrin.h>
@@ -9,7 +10,9 @@
 
 namespace hpcrl::avx512 {
 
-inline __mmask16 upper_mask(int n) { return static_cast<__mmask16>(0xFFFF0000u >> n); }
+inline __mmask16 upper_mask(int n) {
+  return static_cast<__mmask16>(0xFFFF0000u >> n);
+}
 
 struct Floats {
   static constexpr int kLanes = 16;
@@ -35,21 +38,29 @@ struct Floats {
   float first() const { return _mm512_cvtss_f32(lanes); }
   template <int kBy>
   Floats later(Floats fill) const {
-    return Floats(_mm512_castsi512_ps(
-        _mm512_alignr_epi32(_mm512_castps_si512(fill.lanes), _mm512_castps_si512(lanes), kBy)));
+    return Floats(
+        _mm512_castsi512_ps(_mm512_alignr_epi32(_mm512_castps_si512(fill.lanes), _mm512_castps_si512(lanes), kBy)));
   }
   static void stream_line(float* to, const float* from) { _mm512_stream_ps(to, _mm512_loadu_ps(from)); }
   static void stream_fence() { _mm_sfence(); }
 };
 
-inline Floats operator+(Floats a, Floats b) { return Floats(_mm512_add_ps(a.lanes, b.lanes)); }
-inline Floats operator-(Floats a, Floats b) { return Floats(_mm512_sub_ps(a.lanes, b.lanes)); }
-inline Floats operator*(Floats a, Floats b) { return Floats(_mm512_mul_ps(a.lanes, b.lanes)); }
+inline Floats operator+(Floats a, Floats b) {
+  return Floats(_mm512_add_ps(a.lanes, b.lanes));
+}
+inline Floats operator-(Floats a, Floats b) {
+  return Floats(_mm512_sub_ps(a.lanes, b.lanes));
+}
+inline Floats operator*(Floats a, Floats b) {
+  return Floats(_mm512_mul_ps(a.lanes, b.lanes));
+}
 inline Floats multiply_add(Floats a, Floats b, Floats c) {
   return Floats(_mm512_fmadd_ps(a.lanes, b.lanes, c.lanes));
 }
 // The instruction gives its second operand when either is NaN.
-inline Floats lesser(Floats limit, Floats value) { return Floats(_mm512_min_ps(limit.lanes, value.lanes)); }
+inline Floats lesser(Floats limit, Floats value) {
+  return Floats(_mm512_min_ps(limit.lanes, value.lanes));
+}
 
 struct Sums {
   __m512d sum = _mm512_setzero_pd(), squares = _mm512_setzero_pd();

@@ -57,11 +57,21 @@ struct Floats {
   }
 };
 
-inline Floats operator+(Floats a, Floats b) { return Floats(a.lane + b.lane); }
-inline Floats operator-(Floats a, Floats b) { return Floats(a.lane - b.lane); }
-inline Floats operator*(Floats a, Floats b) { return Floats(a.lane * b.lane); }
-inline Floats multiply_add(Floats a, Floats b, Floats c) { return Floats(hpcrl::multiply_add(a.lane, b.lane, c.lane)); }
-inline Floats lesser(Floats limit, Floats value) { return Floats(hpcrl::lesser(limit.lane, value.lane)); }
+inline Floats operator+(Floats a, Floats b) {
+  return Floats(a.lane + b.lane);
+}
+inline Floats operator-(Floats a, Floats b) {
+  return Floats(a.lane - b.lane);
+}
+inline Floats operator*(Floats a, Floats b) {
+  return Floats(a.lane * b.lane);
+}
+inline Floats multiply_add(Floats a, Floats b, Floats c) {
+  return Floats(hpcrl::multiply_add(a.lane, b.lane, c.lane));
+}
+inline Floats lesser(Floats limit, Floats value) {
+  return Floats(hpcrl::lesser(limit.lane, value.lane));
+}
 
 struct Sums {
   double sum = 0.0, squares = 0.0;

@@ -32,9 +32,12 @@ Isa widest() {
 
 const char* isa_name(Isa isa) {
   switch (isa) {
-    case Isa::kAvx512: return "avx512";
-    case Isa::kAvx2: return "avx2";
-    case Isa::kGeneric: break;
+    case Isa::kAvx512:
+      return "avx512";
+    case Isa::kAvx2:
+      return "avx2";
+    case Isa::kGeneric:
+      break;
   }
   return "generic";
 }
@@ -60,6 +63,8 @@ Isa isa() {
   return decided;
 }
 
-void set_isa(const char* name) { chosen.store(static_cast<int>(parse(name, "isa")), std::memory_order_relaxed); }
+void set_isa(const char* name) {
+  chosen.store(static_cast<int>(parse(name, "isa")), std::memory_order_relaxed);
+}
 
 }  // namespace hpcrl

@@ -17,6 +17,8 @@ template void walk<RewardToGo>(const RewardToGo&, const RecurrenceArguments&, co
 template void walk<VTrace>(const VTrace&, const RecurrenceArguments&, const ChunkRange&);
 template void walk<Retrace>(const Retrace&, const RecurrenceArguments&, const ChunkRange&);
 
-void stream(const StreamArguments& arguments, StreamForm form) { stream_to<Floats>(arguments, form); }
+void stream(const StreamArguments& arguments, StreamForm form) {
+  stream_to<Floats>(arguments, form);
+}
 
 }  // namespace hpcrl::avx512

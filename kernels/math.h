@@ -8,7 +8,8 @@
 #if defined(__CUDACC__)
 #define HPCRL_HD __host__ __device__ __forceinline__
 #else
-// Always inlined: a copy of an inline function compiled for AVX-512 must never be the one that the linker keeps for all.
+// Always inlined: a copy of an inline function compiled for AVX-512 must never be the one that the linker keeps for
+// all.
 #define HPCRL_HD inline __attribute__((always_inline))
 #endif
 
@@ -36,7 +37,9 @@ HPCRL_HD double multiply_add(double a, double b, double c) {
 }
 
 // The lesser of both. A NaN in `value` comes through: a broken ratio must not be clipped into a plausible one.
-HPCRL_HD float lesser(float limit, float value) { return limit < value ? limit : value; }
+HPCRL_HD float lesser(float limit, float value) {
+  return limit < value ? limit : value;
+}
 
 // bfloat16 is the upper half of a float.
 HPCRL_HD float bf16_to_float(unsigned short bits) {
@@ -80,13 +83,13 @@ struct StepOutputs {
 };
 
 // Each recurrence below gives
-//   start(bootstrap)         x after the last step
-//   map(inputs)              x(t+1) -> x(t)
-//   outputs(inputs, x, next) what step t writes, from x = x(t) and next = x(t+1)
+//   start(bootstrap)          x after the last step
+//   map(inputs)               x(t+1) -> x(t)
+//   outputs(inputs, x, next)  what step t writes, from x = x(t) and next = x(t+1)
 // and the constants
-//   kReadsValues, kReadsActionValues, kReadsRatios   inputs beside rewards and bootstrap values
-//   kWritesAdvantages                                else only returns; the moments are of the advantages, else of the returns
-//   kConstantMul                                     map().mul is constant_mul() for every step
+//   kReadsValues, kReadsActionValues, kReadsRatios: its inputs beside rewards and bootstrap values
+//   kWritesAdvantages: both outputs, and the moments are of the advantages; else only returns, and of them
+//   kConstantMul: map().mul is constant_mul() for every step
 
 // Generalised advantage estimation. Schulman et al. 2016, arXiv:1506.02438, eq. 16 (its sum, written as a recurrence).
 struct Gae {

@@ -44,8 +44,9 @@ struct RecurrenceArguments {
   double* moments;    // [3] = (n, sum, sum of squares) of the advantages (else of the returns), or nullptr
 };
 
-// Ops: Gae, TdLambda, RewardToGo, VTrace, Retrace (instantiated in the .cpp and the .cu). A trajectory's outputs have the same bits
-// wherever it lies in the packed arrays and whatever lies beside it; all outputs have the same bits for any num_threads.
+// Ops: Gae, TdLambda, RewardToGo, VTrace, Retrace (instantiated in the .cpp and the .cu). A trajectory's outputs have
+// the same bits wherever it lies in the packed arrays and whatever lies beside it; all outputs have the same bits for
+// any num_threads.
 template <class Op>
 void recurrence_cpu(const Op& op, const RecurrenceArguments& arguments, int num_threads);
 
@@ -73,8 +74,10 @@ void permutation_cpu(uint64_t seed, const uint32_t counter[4], int64_t n, int64_
 
 #ifdef HPCRL_WITH_CUDA
 cudaError_t philox_cuda(uint64_t seed, const uint32_t* counters, int64_t n, uint32_t* words, cudaStream_t stream);
-cudaError_t uniforms_cuda(uint64_t seed, const uint32_t* counters, int64_t n, int64_t count, double* out, cudaStream_t stream);
-cudaError_t normals_cuda(uint64_t seed, const uint32_t* counters, int64_t n, int64_t count, float* out, cudaStream_t stream);
+cudaError_t uniforms_cuda(uint64_t seed, const uint32_t* counters, int64_t n, int64_t count, double* out,
+                          cudaStream_t stream);
+cudaError_t normals_cuda(uint64_t seed, const uint32_t* counters, int64_t n, int64_t count, float* out,
+                         cudaStream_t stream);
 #endif
 
 }  // namespace hpcrl

@@ -1,9 +1,10 @@
 // Counted randomness: Philox4x32-10 and what is made of its words, the same bits on host and device.
 //
 // Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3", doi:10.1145/2063384.2063405.
-// The logarithm, sine and cosine are our own, made of correctly rounded operations alone (+, -, *, /, sqrt), because those of
-// libm and CUDA differ in the last bit. So no multiplication here may be contracted with an addition: the build sets
-// -ffp-contract=off, and on the device the _rn intrinsics are never contracted. Input words are [.., 4], C order.
+// The logarithm, sine and cosine are our own, made of correctly rounded operations alone (+, -, *, /, sqrt), because
+// those of libm and CUDA differ in the last bit. So no multiplication here may be contracted with an addition: the
+// build sets -ffp-contract=off, and on the device the _rn intrinsics are never contracted. Input words are [.., 4], C
+// order.
 #pragma once
 
 #include <stdint.h>
@@ -118,7 +119,8 @@ HPCRL_HD double logarithm(double x) {
   return rounded::add(rounded::multiply(static_cast<double>(exponent), 0x1.62e42fefa39efp-1), mantissa);  // ln 2
 }
 
-// sin and cos of 2 pi u for u in [0, 1): u = quarter / 4 + f with |f| <= 1/8, then the Taylor series at |angle| <= pi / 4.
+// sin and cos of 2 pi u for u in [0, 1): u = quarter / 4 + f with |f| <= 1/8, then the Taylor series at |angle| <= pi
+// / 4.
 HPCRL_HD void sine_cosine_of_turn(double u, double* sine, double* cosine) {
   const int quarter = static_cast<int>(rounded::add(rounded::multiply(u, 4.0), 0.5));
   const double angle =
@@ -133,8 +135,8 @@ HPCRL_HD void sine_cosine_of_turn(double u, double* sine, double* cosine) {
   const bool swapped = (quarter & 1) != 0;
   *sine = swapped ? c : s;
   *cosine = swapped ? s : c;
-  if ((quarter & 2) != 0) *sine = -*sine;                // quarters 2 and 3
-  if (((quarter + 1) & 2) != 0) *cosine = -*cosine;      // quarters 1 and 2
+  if ((quarter & 2) != 0) *sine = -*sine;            // quarters 2 and 3
+  if (((quarter + 1) & 2) != 0) *cosine = -*cosine;  // quarters 1 and 2
 }
 
 struct NormalPair {

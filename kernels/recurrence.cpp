@@ -19,7 +19,8 @@ namespace {
 // Fixed, so that sums do not depend on the number of threads; 64 Ki steps take about 50 us.
 constexpr int64_t kChunkSteps = 65536;
 
-// Between the sizes at which non-temporal stores lose (9 MB: 2-6x slower) and win (256 MB: 1.7x faster) on a server CPU.
+// Between the sizes at which non-temporal stores lose (9 MB: 2-6x slower) and win (256 MB: 1.7x faster) on a server
+// CPU.
 constexpr int64_t kDefaultNontemporalBytes = int64_t{96} << 20;
 
 int64_t initial_nontemporal_bytes() {
@@ -28,7 +29,8 @@ int64_t initial_nontemporal_bytes() {
   char* end = nullptr;
   const long long bytes = std::strtoll(text, &end, 10);
   if (*end != '\0' || bytes < 0) {
-    throw std::invalid_argument(std::string("HPCRL_NONTEMPORAL_BYTES: want a number of bytes >= 0, got '") + text + "'");
+    throw std::invalid_argument(std::string("HPCRL_NONTEMPORAL_BYTES: want a number of bytes >= 0, got '") + text +
+                                "'");
   }
   return bytes;
 }
@@ -72,9 +74,13 @@ int64_t traffic_bytes(const RecurrenceArguments& arguments) {
 
 }  // namespace
 
-int64_t nontemporal_bytes() { return nontemporal_setting().load(std::memory_order_relaxed); }
+int64_t nontemporal_bytes() {
+  return nontemporal_setting().load(std::memory_order_relaxed);
+}
 
-void set_nontemporal_bytes(int64_t bytes) { nontemporal_setting().store(bytes, std::memory_order_relaxed); }
+void set_nontemporal_bytes(int64_t bytes) {
+  nontemporal_setting().store(bytes, std::memory_order_relaxed);
+}
 
 template <class Op>
 void recurrence_cpu(const Op& op, const RecurrenceArguments& arguments, int num_threads) {
@@ -84,7 +90,8 @@ void recurrence_cpu(const Op& op, const RecurrenceArguments& arguments, int num_
   const bool nontemporal = traffic_bytes(arguments) >= nontemporal_bytes();
   const auto walk = walk_of<Op>(isa());
   run_shares(num_chunks, num_threads, [&](int64_t first, int64_t last) {
-    walk(op, arguments, {bounds.data() + first, last - first, sums.empty() ? nullptr : sums.data() + first, nontemporal});
+    walk(op, arguments,
+         {bounds.data() + first, last - first, sums.empty() ? nullptr : sums.data() + first, nontemporal});
   });
   if (arguments.moments == nullptr) return;
   ChunkSums all{0.0, 0.0};

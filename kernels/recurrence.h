@@ -1,9 +1,11 @@
-// The walk over packed trajectories that every instruction set shares: tiles of a vector, from the end of each trajectory.
+// The walk over packed trajectories that every instruction set shares: tiles of a vector, from the end of each
+// trajectory.
 //
 // Tiles are counted from the trajectory's end, never from an address, so a trajectory's bits depend on nothing but the
 // trajectory. Inside a tile the maps x(t+1) -> x(t) are composed by a scan in registers; between tiles x is carried in
-// double, so that neither the rounding of gamma nor that of 10^5 tiles adds up. Trajectories are walked from the last to the first:
-// inputs and outputs are then single descending streams, which the hardware follows (2.8x over walking up).
+// double, so that neither the rounding of gamma nor that of 10^5 tiles adds up. Trajectories are walked from the last
+// to the first: inputs and outputs are then single descending streams, which the hardware follows (2.8x over walking
+// up).
 //
 // F is a vector type of floats_*.h, S its sums. They name every instantiation, so that code compiled for one
 // instruction set is never linked in the place of another's.
@@ -45,8 +47,9 @@ void walk(const Op& op, const RecurrenceArguments& arguments, const ChunkRange& 
 }
 
 // Gathers tiles in the first cache and writes them on as whole aligned lines: by ordinary stores, or past the caches.
-// Above the size of the last cache, ordinary stores read every line of the outputs before writing it: half of the traffic
-// for nothing. Below it, storing past it is what costs. And tiles, which keep no alignment, would straddle two lines each.
+// Above the size of the last cache, ordinary stores read every line of the outputs before writing it: half of the
+// traffic for nothing. Below it, storing past it is what costs. And tiles, which keep no alignment, would straddle two
+// lines each.
 template <class F, bool kNontemporal>
 class LineSink {
  public:
@@ -56,7 +59,8 @@ class LineSink {
   void put(int64_t t, F tile, int n) {
     if constexpr (!kNontemporal) __builtin_prefetch(out_ + t - kStaged, 1);  // the next window's lines: 2.5x at 32 MB
     if (t < base_) flush();
-    tile.store(staged_ + (t - base_));  // lanes below the last n are overwritten by the tile that follows, or never flushed
+    tile.store(staged_ +
+               (t - base_));  // lanes below the last n are overwritten by the tile that follows, or never flushed
     low_ = t + F::kLanes - n;
   }
   void finish() {
@@ -101,8 +105,8 @@ class LineSink {
 // The powers of a constant mul, each rounded once from double.
 template <class F>
 struct Powers {
-  F scan[4];   // mul^1, mul^2, mul^4, mul^8: how far each round of the scan reaches
-  F to_next;   // lane i: mul^(kLanes - i), from a lane's step to the step after the tile
+  F scan[4];    // mul^1, mul^2, mul^4, mul^8: how far each round of the scan reaches
+  F to_next;    // lane i: mul^(kLanes - i), from a lane's step to the step after the tile
   double tile;  // mul^kLanes
 
   explicit Powers(double mul) {

@@ -1,4 +1,5 @@
-// The limit that benchmarks/bench_recurrence.py compares with: two arrays in, two out, 16 bytes an element, almost no arithmetic.
+// The limit that benchmarks/bench_recurrence.py compares with: two arrays in, two out, 16 bytes an element, almost no
+// arithmetic.
 #pragma once
 
 #include <cstdint>
@@ -8,7 +9,7 @@
 namespace hpcrl {
 
 struct StreamArguments {
-  const float* first;   // all four [num_lines * 16], aligned to 64 bytes
+  const float* first;  // all four [num_lines * 16], aligned to 64 bytes
   const float* second;
   float* sums;
   float* differences;

@@ -147,6 +147,8 @@ def test_a_terminal_s_ctrl_c_counts_once(tmp_path: Path) -> None:
     launcher = Launcher(tmp_path, "wait")
     os.killpg(launcher.process.pid, signal.SIGINT)  # what a terminal does: the whole foreground group gets it
     assert launcher.process.wait(15) == 85
+    reasons = {(tmp_path / f"stopped-{rank}").read_text() for rank in range(2)}
+    assert reasons <= {"SIGUSR1", "another rank"}, "only the launcher passes it on"
 
 
 @needs_mpi

@@ -62,14 +62,15 @@ class CartPoleEnvs(VectorEnv):
         observations, rewards, terminated, truncated, _ = engine.step(self._gate(actions))
         self.episode_step += 1
         final = observations
+        # The engine's own flags of the lanes that ended on this step.
         if engine.prev_done.any():
+            truncated &= ~terminated
+            ended = np.flatnonzero(engine.prev_done)
+            starts = np.array([self._start_of(self._counter.next_episode(index)) for index in ended.tolist()])
             observations = observations.copy()
-            np.logical_and(truncated, ~terminated, out=truncated)
-            for index in np.flatnonzero(engine.prev_done):
-                state = self._start_of(self._counter.next_episode(int(index)))
-                engine.state[:, index] = state
-                observations[index] = state
-            engine.steps[engine.prev_done] = 0
+            observations[ended] = starts
+            engine.state[:, ended] = starts.T
+            engine.steps[ended] = 0
             engine.prev_done[:] = False
         self.observations = observations
         return StepResult(observations, rewards, terminated, truncated, final, self._all_valid)

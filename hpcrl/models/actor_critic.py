@@ -55,6 +55,7 @@ class ActorCritic(nn.Module):
 
     flat: FlatParameters
     _infer: Inference
+    _BOUND = ("flat", "_infer", "_encode", "_sample")
 
     def flatten(self) -> None:
         """Moves the parameters into one flat buffer; called whenever PyTorch gave them memory of their own."""
@@ -62,6 +63,9 @@ class ActorCritic(nn.Module):
         order += [f"distribution.{name}" for name, _ in self.distribution.named_parameters()]
         self.flat = FlatParameters(self, order)
         self._infer = self.network.inference(self.flat, "network.")
+        # Called at every environment step: bound here, past nn.Module's hooks and attribute search.
+        self._encode = self.encoder.forward
+        self._sample = self.distribution.sample
 
     @property
     def stacked_mlp(self) -> StackedMlp | None:
@@ -92,7 +96,7 @@ class ActorCritic(nn.Module):
                 f"observations: want rows of {list(self.observation_shape)}, given {list(observations.shape)}"
             )
         policy_outputs, values = self._forward_rows(observations)
-        actions, log_probs = self.distribution.sample(policy_outputs, random_numbers, greedy=greedy)
+        actions, log_probs = self._sample(policy_outputs, random_numbers, greedy=greedy)
         return actions, log_probs, values
 
     def evaluate(
@@ -181,7 +185,9 @@ class ActorCritic(nn.Module):
     def _forward_rows(self, observations: Array) -> tuple[Float32, Float32]:
         """Policy outputs and values in their own scale, without gradients."""
         with torch.inference_mode():
-            encoded = self.encoder(torch.from_numpy(observations))
+            # Rows in another memory order (a transposed engine state) take another matrix kernel below 16 rows, 1e-7 apart;
+            # an array read back from a shard must give the bits of the one that an engine handed out.
+            encoded = self._encode(torch.from_numpy(np.ascontiguousarray(observations)))
             if self.inference_autocast is None:
                 policy_outputs, values = self._infer(encoded)
             else:
@@ -196,7 +202,7 @@ class ActorCritic(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """Views do not survive copying and pickling; they are taken anew."""
-        return {name: value for name, value in self.__dict__.items() if name not in ("flat", "_infer")}
+        return {name: value for name, value in self.__dict__.items() if name not in self._BOUND}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]

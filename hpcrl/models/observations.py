@@ -48,10 +48,10 @@ class OneHotObservations(nn.Module):
 
 
 class ImageObservations(nn.Module):
-    """u8[n, k, height, width] to f32 in [0, 1]."""
+    """u8[n, k, height, width] to f32 in [0, 1], the channels innermost in memory: convolutions then learn faster."""
 
     def forward(self, observations: Tensor) -> Tensor:
-        return observations.float().mul_(1.0 / 255.0)
+        return observations.to(torch.float32, memory_format=torch.channels_last).mul_(1.0 / 255.0)
 
 
 def flat_observations(space: Space, *, normalize: bool) -> VectorObservations | OneHotObservations:

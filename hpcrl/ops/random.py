@@ -42,16 +42,6 @@ class Draw(IntEnum):
     """Seed of an evaluation episode."""
     EVALUATE_ACTION = 6
     """Actions of an evaluation."""
-    REPLAY = 7
-    """Order in which stored steps are read again."""
-    RANDOM_POLICY = 8
-    """Actions of a policy that asks no network."""
-    DROPOUT = 9
-    """Masks inside a model."""
-    TOKEN = 10
-    """Sampled tokens of a language model."""
-    PROMPT = 11
-    """Order of prompts."""
 
 
 def philox(seed: int, counters: npt.ArrayLike) -> WordArray:

@@ -76,8 +76,9 @@ def write_checkpoint(
             reach("checkpoint.after_write")
             records.append(_record_and_sync(path, arrays))
     body = {"state": dict(state), "files": {record.name: _plain(record) for record in records}}
-    write_and_sync(folder / _STATE, seal("checkpoint", body), point="checkpoint")
-    fsync_folder(folder)
+    with explain_write_errors(folder / _STATE):
+        write_and_sync(folder / _STATE, seal("checkpoint", body), point="checkpoint")
+        fsync_folder(folder)
     return [*records, record_file(folder / _STATE)]
 
 

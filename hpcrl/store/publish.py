@@ -47,19 +47,18 @@ def write_all(descriptor: int, data: bytes | memoryview, position: int) -> None:
 def write_and_sync(path: Path, payload: bytes, *, point: str) -> None:
     """Writes a new file and fsyncs it. `point` is the first half of the kill points' names.
 
-    Raises: InputError when the disk is full, read-only or not ours; FileExistsError when the name is taken.
+    Raises: OSError; FileExistsError when the name is taken. Callers explain it by the name a user knows.
     """
-    with explain_write_errors(path):
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-        try:
-            reach(f"{point}.before_write")
-            write_all(descriptor, payload, 0)
-            reach(f"{point}.after_write")
-            reach(f"{point}.before_fsync")
-            os.fsync(descriptor)
-            reach(f"{point}.after_fsync")
-        finally:
-            os.close(descriptor)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    try:
+        reach(f"{point}.before_write")
+        write_all(descriptor, payload, 0)
+        reach(f"{point}.after_write")
+        reach(f"{point}.before_fsync")
+        os.fsync(descriptor)
+        reach(f"{point}.after_fsync")
+    finally:
+        os.close(descriptor)
 
 
 def publish(path: Path, payload: bytes) -> bool:

@@ -12,7 +12,7 @@ from hpcrl.store.disk_errors import explain_write_errors
 from hpcrl.store.documents import read_document, seal
 from hpcrl.store.layout import iteration_name, numbered
 from hpcrl.store.manifest import Manifest
-from hpcrl.store.publish import fsync_folder, make_folder, publish, replace
+from hpcrl.store.publish import fsync_folder, make_folder, publish, replace, temporaries
 from hpcrl.store.stage_folder import StageFolder
 
 _PIPELINE = "pipeline.json"
@@ -88,6 +88,11 @@ class RunFolder:
         """What retention removed: the manifests of stages whose files are gone, oldest first."""
         found = (stage.removed() for iteration in self.iterations() for stage in self.stages(iteration))
         return [manifest for manifest in found if manifest is not None]
+
+    def remove_leftovers(self) -> None:
+        """Removes temporary files that dead launches left beside the run's own documents; the lease's holder calls it."""
+        for temporary in temporaries(self.path):
+            temporary.unlink(missing_ok=True)
 
     def ledger(self) -> list[dict[str, Any]]:
         """What was submitted, oldest first. Raises: CorruptFileError when it is damaged."""

@@ -26,11 +26,13 @@ from hpcrl.store.manifest import FileRecord
 from hpcrl.store.publish import write_all
 from hpcrl.store.seal import Seal, user_block_bytes
 from hpcrl.store.shard_file import ShardFile
+from hpcrl.store.sparse_file import SparseFile
 
 Array = npt.NDArray[Any]
 
 _ALIGNMENT = 64  # a cache line, and what AVX-512 loads without splitting
 _COMPRESSIONS = ("gzip", "lzf")
+_METADATA_BYTES = 1 << 14  # keeps HDF5's structures together rather than between the fields
 _CHUNK_BYTES = 1 << 20  # 256 KiB to 4 MiB measured alike
 
 
@@ -57,13 +59,16 @@ def write_shard(
     _check_storable(arrays)
     checksums = {name: array_checksum(array) for name, array in arrays.items()}
     with explain_write_errors(path):
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
         try:
-            return _write(path, trajectories, arrays, checksums, attributes, chosen)
-        except FileExistsError:
-            raise  # someone else's file: not ours to remove
+            metadata = _write(descriptor, arrays, checksums, attributes, chosen)
+            size = os.fstat(descriptor).st_size
         except BaseException:
             path.unlink(missing_ok=True)  # gives a full disk its space back
             raise
+        finally:
+            os.close(descriptor)
+    return FileRecord(path.name, size, metadata, trajectories.num_steps, trajectories.num_trajectories, checksums)
 
 
 def read_shard(
@@ -160,61 +165,51 @@ def _filter(kind: str) -> dict[str, Any]:
 
 
 def _write(
-    path: Path,
-    trajectories: Trajectories,
+    descriptor: int,
     arrays: Mapping[str, Array],
     checksums: Mapping[str, str],
     attributes: Mapping[str, Any],
     compression: Mapping[str, dict[str, Any]],
-) -> FileRecord:
+) -> str:
+    """Writes and fsyncs the whole file; returns the checksum of its metadata."""
     reach("shard.before_write")
     user_block = user_block_bytes(len(arrays))
-    extents = _lay_out(path, user_block, arrays, checksums, attributes, compression)
-    descriptor = os.open(path, os.O_RDWR)
-    try:
-        for name, (start, _) in extents.items():
-            write_all(descriptor, as_bytes(arrays[name]), start)
-            reach("shard.between_fields")
-        size = os.fstat(descriptor).st_size
-        seal = Seal.over(descriptor, user_block, size, extents)
-        write_all(descriptor, memoryview(seal.to_bytes()), 0)
-        reach("shard.after_write")
-        reach("shard.before_fsync")
-        os.fsync(descriptor)
-        reach("shard.after_fsync")
-    finally:
-        os.close(descriptor)
-    return FileRecord(
-        name=path.name,
-        bytes=size,
-        metadata=seal.metadata,
-        rows=trajectories.num_steps,
-        trajectories=trajectories.num_trajectories,
-        checksums=dict(checksums),
-    )
+    layout, extents = _lay_out(user_block, arrays, checksums, attributes, compression)
+    for start, piece in layout.pieces():
+        write_all(descriptor, piece, start)
+    for name, (start, _) in extents.items():
+        write_all(descriptor, as_bytes(arrays[name]), start)
+        reach("shard.between_fields")
+    os.ftruncate(descriptor, layout.size)
+    seal = Seal.over(descriptor, user_block, layout.size, extents)
+    write_all(descriptor, memoryview(seal.to_bytes()), 0)
+    reach("shard.after_write")
+    reach("shard.before_fsync")
+    os.fsync(descriptor)
+    reach("shard.after_fsync")
+    return seal.metadata
 
 
 def _lay_out(
-    path: Path,
     user_block: int,
     arrays: Mapping[str, Array],
     checksums: Mapping[str, str],
     attributes: Mapping[str, Any],
     compression: Mapping[str, dict[str, Any]],
-) -> dict[str, tuple[int, int]]:
-    """Makes the HDF5 file with room for every field; returns where contiguous fields go: name -> [start, stop).
+) -> tuple[SparseFile, dict[str, tuple[int, int]]]:
+    """The HDF5 file with holes for contiguous fields, and where those are: name -> [start, stop).
 
-    HDF5 only lays out; the bytes are then written by pwrite, at the speed of a plain file. alignment_threshold=0 aligns
-    the smallest dataset too, so that a view of the mapped file is an aligned array.
+    HDF5 only lays out; the fields' bytes are then written by pwrite, at the speed of a plain file.
     """
+    layout = SparseFile()
     extents = {}
     with h5py.File(
-        path,
-        "x",
+        layout,
+        "w",
         libver="v110",
-        locking=False,
         userblock_size=user_block,
-        alignment_threshold=0,
+        meta_block_size=_METADATA_BYTES,
+        alignment_threshold=0,  # the smallest field too, so that a view of the mapped file is an aligned array
         alignment_interval=_ALIGNMENT,
     ) as file:
         file.attrs["format"] = "hpcrl-shard"
@@ -222,26 +217,35 @@ def _lay_out(
         file.attrs["xxh3_128"] = json.dumps(dict(checksums))
         for name, value in attributes.items():
             file.attrs[name] = value
-        for name in ("steps", "per_trajectory", "ragged"):
-            file.create_group(name, track_order=True)
+        folders = (name.rpartition("/")[0] for name in arrays)
+        for name in dict.fromkeys(("steps", "per_trajectory", "ragged", *filter(None, folders))):
+            _create_group(file, name)
         for name, array in arrays.items():
             if name in compression and array.size:
                 rows = max(1, min(len(array), _CHUNK_BYTES // max(1, array.nbytes // len(array))))
-                dataset = file.create_dataset(name, data=array, chunks=(rows, *array.shape[1:]), **compression[name])
-            else:
-                dataset = _create_contiguous(file, name, array)
-                if array.nbytes:
-                    start = dataset.id.get_offset()
-                    extents[name] = (start, start + array.nbytes)
-    return extents
+                file.create_dataset(name, data=array, chunks=(rows, *array.shape[1:]), **compression[name])
+                continue
+            start = _create_contiguous(file, name, array)
+            if array.nbytes:
+                extents[name] = (start, start + array.nbytes)
+    return layout, extents
 
 
-def _create_contiguous(file: h5py.File, name: str, array: Array) -> h5py.Dataset:
+def _create_group(file: h5py.File, name: str) -> None:
+    """A group that lists its fields in the order of writing; without times, so that equal content gives equal bytes."""
+    creation = h5py.h5p.create(h5py.h5p.GROUP_CREATE)
+    creation.set_link_creation_order(h5py.h5p.CRT_ORDER_TRACKED | h5py.h5p.CRT_ORDER_INDEXED)
+    creation.set_obj_track_times(False)
+    h5py.h5g.create(file.id, name.encode(), gcpl=creation)
+
+
+def _create_contiguous(file: h5py.File, name: str, array: Array) -> int:
+    """Gives a field its place without writing it; returns the place's position in the file."""
     creation = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     creation.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
     creation.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-    links = h5py.h5p.create(h5py.h5p.LINK_CREATE)
-    links.set_create_intermediate_group(True)
+    creation.set_obj_track_times(False)
     space = h5py.h5s.create_simple(array.shape)
     kind = h5py.h5t.py_create(array.dtype, logical=True)
-    return h5py.Dataset(h5py.h5d.create(file.id, name.encode(), kind, space, creation, lcpl=links))
+    dataset = h5py.h5d.create(file.id, name.encode(), kind, space, creation)
+    return int(dataset.get_offset() or 0)  # None for an empty field

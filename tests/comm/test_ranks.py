@@ -22,28 +22,30 @@ CHECKS = [
 
 
 @pytest.fixture(scope="module")
-def outcome(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
-    """Every check's tracebacks, by rank."""
+def outcome(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], str]:
+    """The checks that passed, and what the ranks printed (the traceback of the first that failed)."""
     try:
         mpiexec = find_mpiexec()
     except InputError as error:
         pytest.skip(str(error))
     if importlib.util.find_spec("mpi4py") is None:
         pytest.skip("mpi4py is not installed: pip install 'hpcrl[mpi]'")
-    results = tmp_path_factory.mktemp("ranks") / "results.json"
+    results = tmp_path_factory.mktemp("ranks") / "passed.json"
     command = [str(mpiexec), "-n", "4", sys.executable, "-m", "mpi4py", str(HERE / "checks_on_ranks.py"), str(results)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    outcome: dict[str, list[str]] = json.loads(results.read_text())
-    return outcome
+    try:
+        ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+        printed = ended.stdout + ended.stderr
+    except subprocess.TimeoutExpired as error:
+        printed = f"{error}\n{error.stderr!r}"
+    return (json.loads(results.read_text()) if results.exists() else []), printed
 
 
-def test_all_checks_ran(outcome: dict[str, list[str]]) -> None:
+def test_there_are_checks() -> None:
     assert len(CHECKS) >= 14
-    assert sorted(outcome) == sorted(CHECKS)
 
 
 @pytest.mark.parametrize("check", CHECKS)
-def test_on_ranks(check: str, outcome: dict[str, list[str]]) -> None:
-    assert outcome[check] == [""] * 4, "\n".join(outcome[check])
+def test_on_ranks(check: str, outcome: tuple[list[str], str]) -> None:
+    passed, printed = outcome
+    assert check in passed, f"failed, or not reached after an earlier failure:\n{printed}"

@@ -145,7 +145,7 @@ inline Expected expected(const hpcrl::VTrace& op, const Batch& b) {
   Expected out{std::vector<double>(b.num_steps()), std::vector<double>(b.num_steps())};
   double next_target = 0;
   backwards(b, [&](double bootstrap) { next_target = bootstrap; }, [&](int64_t t, double next_value) {
-    const double rho = std::fmin(op.rho_bar, b.ratios[t]), c = op.vtrace_lambda * std::fmin(op.c_bar, b.ratios[t]);
+    const double rho = std::fmin(op.rho_clip, b.ratios[t]), c = op.trace_lambda * std::fmin(op.c_clip, b.ratios[t]);
     const double delta = rho * (b.rewards[t] + op.gamma * next_value - b.values[t]);
     out.advantages[t] = rho * (b.rewards[t] + op.gamma * next_target - b.values[t]);
     out.returns[t] = b.values[t] + delta + op.gamma * c * (next_target - next_value);
@@ -159,7 +159,7 @@ inline Expected expected(const hpcrl::Retrace& op, const Batch& b) {
   double next_correction = 0;  // c(t+1) (Q_ret(t+1) - Q(t+1))
   backwards(b, [&](double) { next_correction = 0; }, [&](int64_t t, double next_value) {
     const double target = b.rewards[t] + op.gamma * (next_value + next_correction);
-    next_correction = op.retrace_lambda * std::fmin(1.0, b.ratios[t]) * (target - b.action_values[t]);
+    next_correction = op.trace_lambda * std::fmin(1.0, b.ratios[t]) * (target - b.action_values[t]);
     out.advantages[t] = target - b.values[t], out.returns[t] = target;
   });
   return out;

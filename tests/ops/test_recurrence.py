@@ -26,7 +26,7 @@ def assert_near(arrays, wanted, tolerance=TOLERANCE):
         assert reference.relative_difference(array, reference_array) < tolerance
 
 
-# ---- Golden: two steps, by hand ---------------------------------------------------------------------------------------
+# ---- Golden: two steps, by hand -----------------------------------------------------------------------------------
 
 TWO = {
     "rewards": np.float32([1, 2]),
@@ -50,8 +50,8 @@ def test_td_lambda_golden(isa):
 
 def test_reward_to_go_golden(isa):
     # G(1) = 2 + 0.5*4; G(0) = 1 + 0.5*4
-    given = {name: TWO[name] for name in ("rewards", "bootstrap_values", "offsets")}
-    assert reward_to_go(**given, gamma=0.5).tolist() == [3.0, 4.0]
+    no_values = {name: TWO[name] for name in ("rewards", "bootstrap_values", "offsets")}
+    assert reward_to_go(**no_values, gamma=0.5).tolist() == [3.0, 4.0]
 
 
 def test_vtrace_golden(isa):
@@ -64,14 +64,12 @@ def test_vtrace_golden(isa):
 
 def test_retrace_golden(isa):
     # delta = r + 0.5*V' - Q = [1 + 0.5 - 2, 2 + 2 - 1] = [-0.5, 3]; c(1) = 0.5; Q_ret = [2 - 0.5 + 0.5*0.5*3, 1 + 3]
-    advantages, targets = retrace(
-        **TWO, action_values=np.float32([2, 1]), ratios=np.float32([9, 0.5]), gamma=0.5
-    )
+    advantages, targets = retrace(**TWO, action_values=np.float32([2, 1]), ratios=np.float32([9, 0.5]), gamma=0.5)
     assert targets.tolist() == [2.25, 4.0]
     assert advantages.tolist() == [1.75, 3.0]
 
 
-# ---- Identities ---------------------------------------------------------------------------------------------------------
+# ---- Identities ---------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -166,11 +164,11 @@ def test_permuting_trajectories_permutes_results_bit_for_bit(isa, stores, op: Op
         bootstrap_values=batch.bootstrap_values[order],
         offsets=np.concatenate([[0], np.cumsum(np.array(lengths)[order])]),
     )
-    for given, wanted in zip(op.run(permuted), results, strict=True):
-        assert np.array_equal(given, wanted[steps])
+    for moved, wanted in zip(op.run(permuted), results, strict=True):
+        assert np.array_equal(moved, wanted[steps])
 
 
-# ---- Against the oracle -------------------------------------------------------------------------------------------------
+# ---- Against the oracle -------------------------------------------------------------------------------------------
 
 
 @every_op

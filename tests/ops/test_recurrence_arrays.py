@@ -1,8 +1,11 @@
-"""What comes in and what is refused: NumPy, PyTorch, bfloat16, DLPack, CUDA arrays, and one message for every mistake."""
+"""What comes in and what is refused: NumPy, PyTorch, bfloat16, DLPack, CUDA arrays; one message for every mistake."""
 
 from __future__ import annotations
 
 import dataclasses
+import os
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -30,7 +33,7 @@ def good(**changes: Any) -> dict[str, Any]:
     return {**arguments, **changes}
 
 
-# ---- Libraries --------------------------------------------------------------------------------------------------------
+# ---- Libraries ----------------------------------------------------------------------------------------------------
 
 
 @every_op
@@ -95,7 +98,7 @@ def test_dlpack_arrays_come_in_without_a_copy():
 
 
 def test_an_unknown_library_needs_an_output():
-    with pytest.raises(InputError, match="^out: want an array to write into, .*; pass out=$"):
+    with pytest.raises(InputError, match=r"^out: want an array to write into, .*; pass out=$"):
         gae(**good(rewards=OnlyDlpack(np.ones(5, np.float32))))
 
 
@@ -111,11 +114,12 @@ class FakeCudaArray:
 
 @pytest.mark.skipif(_kernels.WITH_CUDA, reason="built with CUDA")
 def test_cuda_arrays_are_refused_by_a_cpu_build():
-    with pytest.raises(RuntimeError, match=r"^gae: rewards is on cuda:0, but hpcrl was built without CUDA; rebuild .*HPCRL_CUDA=ON"):
+    message = r"^gae: rewards is on cuda:0, but hpcrl was built without CUDA; rebuild .*HPCRL_CUDA=ON"
+    with pytest.raises(RuntimeError, match=message):
         gae(**good(rewards=FakeCudaArray()))
 
 
-# ---- Refusals ------------------------------------------------------------------------------------------------------------
+# ---- Refusals -----------------------------------------------------------------------------------------------------
 
 
 def read_only() -> np.ndarray:
@@ -173,10 +177,10 @@ def test_refused(message: str):
 
 def test_overlapping_outputs_are_refused():
     room = np.empty(8, np.float32)
-    with pytest.raises(InputError, match="^out: overlaps returns_out"):
+    with pytest.raises(InputError, match=r"^out: overlaps returns_out"):
         gae(**good(out=room[:5], returns_out=room[3:]))
     rewards = np.ones(5, np.float32)
-    with pytest.raises(InputError, match="^out: overlaps rewards"):
+    with pytest.raises(InputError, match=r"^out: overlaps rewards"):
         reward_to_go(rewards, np.ones(2, np.float32), np.array([0, 2, 5]), gamma=0.9, out=rewards)
 
 
@@ -189,6 +193,36 @@ def test_clips_must_be_positive(name: str, value: float):
         vtrace(**arguments)
 
 
+@pytest.mark.parametrize("name", _kernels.supported_isas())
+def test_the_environment_chooses_the_instruction_set(name: str):
+    assert in_process({"HPCRL_ISA": name}, "print(_kernels.isa())") == name
+
+
+def test_the_environment_sets_where_nontemporal_stores_begin():
+    assert in_process({"HPCRL_NONTEMPORAL_BYTES": "123"}, "print(_kernels.nontemporal_bytes())") == "123"
+
+
+@pytest.mark.parametrize("name", ["HPCRL_ISA", "HPCRL_NONTEMPORAL_BYTES"])
+def test_a_bad_environment_is_refused(name: str):
+    said = in_process({name: "many"}, ASK_REFUSED)
+    assert said.startswith(f"{name}: want ")
+    assert said.endswith("got 'many'")
+
+
+ASK_REFUSED = """
+try:
+    _kernels.isa(), _kernels.nontemporal_bytes()
+except ValueError as error:
+    print(error)
+"""
+
+
+def in_process(environment: dict[str, str], code: str) -> str:
+    command = [sys.executable, "-c", f"from hpcrl import _kernels\n{code}"]
+    finished = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, check=True)
+    return finished.stdout.strip()
+
+
 def test_an_unknown_instruction_set_is_refused():
-    with pytest.raises(ValueError, match="^isa: want generic, avx2 or avx512, got 'sse9'$"):
+    with pytest.raises(ValueError, match=r"^isa: want generic, avx2 or avx512, got 'sse9'$"):
         _kernels.set_isa("sse9")

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 import numpy as np
 
 from hpcrl.data import Ragged, Trajectories
@@ -53,3 +57,21 @@ def assert_same(one: Trajectories, other: Trajectories) -> None:
         assert left.shape == right.shape
         assert left.tobytes() == right.tobytes()
         assert right.flags.aligned
+
+
+@contextmanager
+def flipped_bit(path: Path, place: int, bit: int = 0) -> Iterator[None]:
+    """One bit of a file changed in place, and changed back. Rewriting the file would make ext4 flush it each time."""
+    _flip(path, place, bit)
+    try:
+        yield
+    finally:
+        _flip(path, place, bit)
+
+
+def _flip(path: Path, place: int, bit: int) -> None:
+    with path.open("r+b", buffering=0) as file:
+        file.seek(place)
+        byte = file.read(1)[0]
+        file.seek(place)
+        file.write(bytes([byte ^ 1 << bit]))

@@ -119,8 +119,7 @@ HPCRL_HD double logarithm(double x) {
   return rounded::add(rounded::multiply(static_cast<double>(exponent), 0x1.62e42fefa39efp-1), mantissa);  // ln 2
 }
 
-// sin and cos of 2 pi u for u in [0, 1): u = quarter / 4 + f with |f| <= 1/8, then the Taylor series at |angle| <= pi
-// / 4.
+// sin and cos of 2 pi u for u in [0, 1): u = quarter / 4 + f with |f| <= 1/8, then Taylor series at |angle| <= pi/4.
 HPCRL_HD void sine_cosine_of_turn(double u, double* sine, double* cosine) {
   const int quarter = static_cast<int>(rounded::add(rounded::multiply(u, 4.0), 0.5));
   const double angle =

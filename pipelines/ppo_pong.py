@@ -27,7 +27,12 @@ def ppo_pong(
         seed=seed,
         models={"actor": Cnn(inference_autocast="bf16" if bf16 else None)},
         stages=[
-            Rollout(env="ALE/Pong-v5", num_envs=num_envs, num_steps=num_steps),
+            Rollout(
+                env="ALE/Pong-v5",
+                num_envs=num_envs,
+                num_steps=num_steps,
+                env_options={"repeat_action_probability": 0.0},
+            ),
             Advantage(gamma=0.99, gae_lambda=0.95),
             Update(
                 PPO(

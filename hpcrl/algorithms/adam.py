@@ -16,8 +16,6 @@ from hpcrl.models.parameters import FlatParameters
 Array = npt.NDArray[np.generic]
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
-_CHUNK = 1 << 16
-"""Scalars that are taken through all operations together, so that large models stay in the cache meanwhile."""
 
 
 class FlatAdam:
@@ -48,9 +46,7 @@ class FlatAdam:
         self.num_steps = 0
         self.exp_avg: Tensor = torch.zeros_like(flat.values)
         self.exp_avg_sq: Tensor = torch.zeros_like(flat.values)
-        denominators = torch.empty_like(flat.values)
-        buffers = (flat.values, flat.gradients, self.exp_avg, self.exp_avg_sq, denominators)
-        self._chunks = list(zip(*(buffer.split(_CHUNK) for buffer in buffers), strict=True))
+        self._denominators: Tensor = torch.empty_like(flat.values)
 
     def step(self, learning_rate: float, max_grad_norm: float | None = None) -> float:
         """Moves the parameters against their gradients, once.
@@ -78,14 +74,13 @@ class FlatAdam:
         step_size = learning_rate / (1.0 - beta1**self.num_steps)
         correction = math.sqrt(1.0 - beta2**self.num_steps)
         with torch.inference_mode():
-            for values, chunk_gradients, exp_avg, exp_avg_sq, denominators in self._chunks:
-                if self.weight_decay > 0.0:
-                    values.mul_(1.0 - learning_rate * self.weight_decay)
-                exp_avg.lerp_(chunk_gradients, 1.0 - beta1)
-                exp_avg_sq.mul_(beta2).addcmul_(chunk_gradients, chunk_gradients, value=1.0 - beta2)
-                torch.sqrt(exp_avg_sq, out=denominators)
-                denominators.div_(correction).add_(self.epsilon)
-                values.addcdiv_(exp_avg, denominators, value=-step_size)
+            if self.weight_decay > 0.0:
+                self.flat.values.mul_(1.0 - learning_rate * self.weight_decay)
+            self.exp_avg.lerp_(gradients, 1.0 - beta1)
+            self.exp_avg_sq.mul_(beta2).addcmul_(gradients, gradients, value=1.0 - beta2)
+            torch.sqrt(self.exp_avg_sq, out=self._denominators)
+            self._denominators.div_(correction).add_(self.epsilon)
+            self.flat.values.addcdiv_(self.exp_avg, self._denominators, value=-step_size)
         return norm
 
     def arrays(self) -> dict[str, Array]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 from hpcrl.errors import InputError
 
@@ -36,9 +35,3 @@ def check_number(
     if not fits:
         bounds = " and ".join(f"{sign} {bound}" for sign, bound in limits if bound is not None)
         raise InputError(f"{name}: want a number {bounds}{' or None' if optional else ''}, given {given!r}")
-
-
-def check_member(name: str, given: object, wanted: Sequence[object]) -> None:
-    """One of a few words."""
-    if given not in wanted:
-        raise InputError(f"{name}: want one of {', '.join(map(repr, wanted))}, given {given!r}")

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import numpy.typing as npt
 
-from hpcrl.algorithms.checks import check_integer, check_member, check_number
+from hpcrl.algorithms.checks import check_integer, check_number
 from hpcrl.algorithms.schedule import SCHEDULES, Schedule, scheduled_share
 from hpcrl.errors import InputError
+from hpcrl.models.checks import check_member
 
 if TYPE_CHECKING:
     from torch import Tensor

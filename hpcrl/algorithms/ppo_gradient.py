@@ -33,8 +33,9 @@ def part_gradient(
 ) -> Float64:
     """See PPO.part_gradient."""
     network = model.stacked_mlp
-    by_hand = network is not None and network.has_backward and has_slopes(model.distribution) and ppo.autocast is None
-    if network is not None and by_hand and len(part["advantages"]) > 0:
+    is_known = network is not None and network.has_backward and has_slopes(model.distribution)
+    is_plain = ppo.autocast is None and part["advantages"].device.type == "cpu"
+    if network is not None and is_known and is_plain and len(part["advantages"]) > 0:
         with torch.inference_mode():
             return _gradient_by_hand(ppo, model, network, part, totals, clip_range)
     model.flat.zero_gradients()

@@ -31,7 +31,7 @@ class ActorCritic(nn.Module):
     """What `Mlp.build` and `Cnn.build` give.
 
     All parameters lie in one flat f32 buffer, `flat`, and so do their gradients.  Everything that learning moves is in
-    `arrays()`: parameters and the buffers of the statistics.
+    `arrays()`: parameters and the buffers of the statistics.  Acts on the CPU.
     """
 
     def __init__(
@@ -185,8 +185,8 @@ class ActorCritic(nn.Module):
     def _forward_rows(self, observations: Array) -> tuple[Float32, Float32]:
         """Policy outputs and values in their own scale, without gradients."""
         with torch.inference_mode():
-            # Rows in another memory order (a transposed engine state) take another matrix kernel below 16 rows, 1e-7 apart;
-            # an array read back from a shard must give the bits of the one that an engine handed out.
+            # Rows in another memory order (a transposed engine state) take another matrix kernel below 16 rows, 1e-7
+            # apart; an array read back from a shard must give the bits of the one that an engine handed out.
             encoded = self._encode(torch.from_numpy(np.ascontiguousarray(observations)))
             if self.inference_autocast is None:
                 policy_outputs, values = self._infer(encoded)

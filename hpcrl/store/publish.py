@@ -126,7 +126,9 @@ def replace(path: Path, payload: bytes) -> None:
             reach(f"{point}.after_link")
         finally:
             temporary.unlink(missing_ok=True)
+        reach(f"{point}.before_fsync_folder")
         fsync_folder(path.parent)
+        reach(f"{point}.after_fsync_folder")
 
 
 def temporary_beside(path: Path) -> Path:

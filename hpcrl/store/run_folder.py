@@ -90,7 +90,7 @@ class RunFolder:
         return [manifest for manifest in found if manifest is not None]
 
     def remove_leftovers(self) -> None:
-        """Removes temporary files that dead launches left beside the run's own documents; the lease's holder calls it."""
+        """Removes temporary files that dead launches left beside the run's documents; for the lease's holder."""
         for temporary in temporaries(self.path):
             temporary.unlink(missing_ok=True)
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import distributions
 
-from hpcrl.algorithms import PPO, Totals
+from hpcrl.algorithms import PPO, Totals, ppo_gradient
+from hpcrl.algorithms.ppo_loss import part_loss
 from hpcrl.envs import Space
 from hpcrl.errors import InputError
 from hpcrl.models import Cnn, Mlp
@@ -151,6 +152,25 @@ def test_part_gradient_is_that_of_the_loss(knob: str, action_space: Space, optio
     statistics = ppo.part_gradient(model, batch, totals)
     np.testing.assert_allclose(model.flat.gradients_array(), expected, rtol=1e-4, atol=2e-7)
     np.testing.assert_allclose(statistics, expected_statistics, rtol=2e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("action_space", "options", "by_hand"),
+    [
+        (DISCRETE, {}, True),
+        (BOX, {"activation": "relu"}, True),
+        (MULTI, {}, False),
+        (DISCRETE, {"activation": "gelu"}, False),
+    ],
+)
+def test_which_way_a_gradient_goes(monkeypatch, action_space: Space, options: dict[str, object], by_hand: bool) -> None:
+    taken = []
+    monkeypatch.setattr(ppo_gradient, "part_loss", lambda *args: taken.append("autograd") or part_loss(*args))
+    model, batch = make_model(action_space, **options), make_batch(action_space)
+    PPO().part_gradient(model, batch, totals_of(batch))
+    assert taken == ([] if by_hand else ["autograd"])
+    PPO(autocast="bf16").part_gradient(model, batch, totals_of(batch))
+    assert taken[-1:] == ["autograd"]
 
 
 def test_part_gradient_of_nothing_is_zero() -> None:

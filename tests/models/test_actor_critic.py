@@ -123,6 +123,16 @@ def test_a_row_does_not_feel_its_neighbours(name: str) -> None:
     assert ROWS_PER_FORWARD >= 16
 
 
+def test_memory_order_of_the_rows_leaves_the_bits() -> None:
+    model = sharpen(build("separate"))
+    for rows in (1, 3, 8, 32):
+        observations = draw_observations(VECTOR, rows)
+        transposed = np.asfortranarray(observations)
+        numbers = draw_numbers(model, rows)
+        for one, other in zip(model.act(observations, numbers), model.act(transposed, numbers), strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
 def test_values_take_read_only_rows() -> None:
     observations = draw_observations(VECTOR, 3)
     observations.flags.writeable = False

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +28,7 @@ from hpcrl.store.layout import shard_name
 from hpcrl.store.machine import difference, machine_facts
 from hpcrl.store.run_folder import RunFolder
 
-Array = npt.NDArray[np.generic]
+Array = npt.NDArray[Any]
 Only = Literal["advantage", "update"]
 
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
-import numpy as np
 import numpy.typing as npt
 
 from hpcrl.envs import Space
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
     from hpcrl.algorithms.adam import FlatAdam
     from hpcrl.models.actor_critic import ActorCritic
 
-Array = npt.NDArray[np.generic]
+Array = npt.NDArray[Any]
 _OPTIMIZER = ".optimizer"
 
 

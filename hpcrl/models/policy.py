@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from hpcrl.envs import Space
     from hpcrl.models.actor_critic import ActorCritic
 
-Array = npt.NDArray[np.generic]
+Array = npt.NDArray[Any]
 Float32 = npt.NDArray[np.float32]
 
 

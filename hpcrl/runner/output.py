@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from hpcrl.comm import Collectives
@@ -21,7 +21,7 @@ from hpcrl.store.shards import write_shard
 from hpcrl.store.stage_folder import StageFolder
 from hpcrl.store.writer import WriteBehind
 
-Array = npt.NDArray[np.generic]
+Array = npt.NDArray[Any]
 _ORDER_TIMEOUT_SECONDS = 900.0
 
 

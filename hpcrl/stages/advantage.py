@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from typing import ClassVar, Literal, cast
+from typing import ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -97,15 +97,14 @@ class Advantage(Stage):
         from hpcrl.ops.recurrence import gae, vtrace
 
         rewards = batch["rewards"]
-        values = cast(Float32, batch["values"]) if values is None else values
-        bootstrap = cast(Float32, batch["bootstrap_values"]) if bootstrap_values is None else bootstrap_values
+        values = batch["values"] if values is None else values
+        bootstrap = batch["bootstrap_values"] if bootstrap_values is None else bootstrap_values
         if self.estimator == "vtrace":
             if new_log_probs is None:
                 raise InputError("V-trace: want current log-probabilities, given none; use recompute='epoch'")
-            log_ratios = new_log_probs - cast(Float32, batch["log_probs"])
-            returns, advantages = vtrace(
-                rewards, values, bootstrap, batch.offsets, log_ratios,
+            ratios = np.exp(new_log_probs - batch["log_probs"])
+            return vtrace(
+                rewards, values, bootstrap, batch.offsets, ratios,
                 gamma=self.gamma, trace_lambda=self.gae_lambda, rho_clip=self.rho_clip, c_clip=self.c_clip,
             )  # fmt: skip
-            return advantages, returns
         return gae(rewards, values, bootstrap, batch.offsets, gamma=self.gamma, gae_lambda=self.gae_lambda)

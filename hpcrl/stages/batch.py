@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from hpcrl.models.actor_critic import ActorCritic
 
-Array = npt.NDArray[np.generic]
+Array = npt.NDArray[Any]
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
 Int64 = npt.NDArray[np.int64]
@@ -45,7 +45,8 @@ class BlockBatch:
         if self._frame_of_step is None:
             return self.trajectories.steps["observations"][indices]
         window = self._frame_of_step[indices][:, None] + np.arange(self.frame_stack)[None, :]
-        return self.trajectories.ragged["frames"].values[window]
+        stacks: Array = self.trajectories.ragged["frames"].values[window]
+        return stacks
 
     def final_observations(self) -> Array:
         """The observation after each trajectory's last step, [num_trajectories, ...]."""

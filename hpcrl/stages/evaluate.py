@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import time
 from collections.abc import Mapping
-from typing import ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,7 @@ from hpcrl.errors import InputError
 from hpcrl.models import Policy
 from hpcrl.stages.stage import Stage, StageContext, StageInterruptedError
 
-Array = npt.NDArray[np.generic]
+Array = npt.NDArray[Any]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from hpcrl.data import Ending, Ragged, Trajectories
 
-Array = npt.NDArray[np.generic]
+Array = npt.NDArray[Any]
 Bool = npt.NDArray[np.bool_]
 Int64 = npt.NDArray[np.int64]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Mapping
-from typing import ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,7 @@ from hpcrl.stages.packing import FinishedEpisodes, RolloutBuffer
 from hpcrl.stages.random_policy import RandomPolicy
 from hpcrl.stages.stage import Stage, StageContext, StageInterruptedError
 
-Array = npt.NDArray[np.generic]
+Array = npt.NDArray[Any]
 Int64 = npt.NDArray[np.int64]
 
 
@@ -205,7 +205,8 @@ def final_observations(packed: Trajectories, frame_stack: int, indices: Int64) -
         return packed["final_observations"][indices]
     frames = packed.ragged["frames"]
     newest = frames.offsets[1:][indices]
-    return frames.values[newest[:, None] - np.arange(frame_stack, 0, -1)[None, :]]
+    stacks: Array = frames.values[newest[:, None] - np.arange(frame_stack, 0, -1)[None, :]]
+    return stacks
 
 
 def _summary(players: list[_BlockPlayer], episodes: list[FinishedEpisodes], seconds: float) -> dict[str, object]:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
-import numpy as np
 import numpy.typing as npt
 
 from hpcrl.comm import Collectives, TreeSum
@@ -15,7 +14,7 @@ from hpcrl.data import Trajectories
 from hpcrl.envs import EnvDescription, VectorEnv
 from hpcrl.residents import Residents
 
-Array = npt.NDArray[np.generic]
+Array = npt.NDArray[Any]
 
 
 class StageInterruptedError(Exception):

@@ -20,7 +20,7 @@ from hpcrl.store.killpoints import reach
 
 Float64 = npt.NDArray[np.float64]
 Int64 = npt.NDArray[np.int64]
-Array = npt.NDArray[np.generic]
+Array = npt.NDArray[Any]
 
 
 _PROGRESS_DUE = 65536.0

@@ -32,7 +32,8 @@ def gravest(codes: Iterable[int]) -> int:
 def leave(world: Collectives, code: int) -> NoReturn:
     """Ends the process together with all others: the gravest code wins and no rank leaves before all have come.
 
-    Every rank calls it, as the last thing it does. A rank that cannot get here calls `world.abort(code)` instead.
+    Every rank calls it, as the last thing it does: after it an MPI launcher may end a rank because another has left
+    with a non-zero code (Open MPI's does). A rank that cannot get here calls `world.abort(code)` instead.
     Raises: SystemExit with the agreed code.
     """
     agreed = gravest(world.all_gather(code))

@@ -51,6 +51,7 @@ class StageOutput:
         self._with_checkpoint = with_checkpoint
         self._attributes = attributes
         self._attempt: Attempt | None = None
+        self._began = time.time()
         self._rows: list[Mapping[str, object]] = []
         self.facts: list[Mapping[str, object]] = []
 
@@ -102,7 +103,8 @@ class StageOutput:
         return checkpoint.roles, checkpoint.state
 
     def log(self, row: Mapping[str, object]) -> None:
-        self._rows.append(dict(row))
+        # Seconds since 1970: the report draws its timeline from them; no published field depends on them.
+        self._rows.append({**row, "began": self._began, "ended": time.time()})
 
     def _submit(self, job: Callable[[], object], num_bytes: int, what: str) -> None:
         name = f"{what} of {self._folder.stage}, iteration {self._folder.iteration}"

@@ -171,18 +171,14 @@ class _UpdateRun:
         whole_batch = self.algorithm.normalize_advantages == "batch"
         moments = self._moments.sum(axis=0) if whole_batch else self._moments[cursor.minibatch]
         totals = self.algorithm.totals(int(self.counts[cursor.minibatch]), moments)
-        import torch
-
         statistics = []
         for batch, order, leaf in zip(self.batches, self._orders, self._leaves, strict=True):
             bounds = batch.part_bounds(self.algorithm.num_minibatches)
             rows = order[bounds[cursor.minibatch] : bounds[cursor.minibatch + 1]]
-            self.model.flat.zero_gradients()
-            loss, numbers = self.algorithm.loss(self.model, batch.tensors(rows), totals, progress=self.share_done)
-            torch.autograd.backward(loss)
+            part = batch.tensors(rows)
+            statistics.append(self.algorithm.part_gradient(self.model, part, totals, progress=self.share_done))
             leaf[:-1] = self.model.flat.gradients_array()
             leaf[-1] = self._pack_request(batch)
-            statistics.append(numbers)
         if self._kl_reached(statistics):
             cursor.early_stop = True
             return False, False

@@ -1,8 +1,7 @@
-"""An open shard: verified before HDF5 parses it, fields as views of the mapped file."""
+"""An open shard: verified, fields as views of the mapped file."""
 
 from __future__ import annotations
 
-import json
 import mmap
 import os
 from pathlib import Path
@@ -16,7 +15,7 @@ import numpy.typing as npt
 from hpcrl.errors import CorruptFileError
 from hpcrl.store.checksums import array_checksum, as_bytes
 from hpcrl.store.manifest import FileRecord, check_size
-from hpcrl.store.seal import Seal
+from hpcrl.store.seal import Seal, SealedField
 
 Array = npt.NDArray[Any]
 
@@ -30,6 +29,7 @@ class ShardFile:
     def __init__(self, path: Path, record: FileRecord | None, *, memory_map: bool) -> None:
         self.path = path
         self._record = record
+        self._map: mmap.mmap | None = None
         try:
             self._descriptor = os.open(path, os.O_RDONLY)
         except FileNotFoundError as error:
@@ -39,14 +39,10 @@ class ShardFile:
             if record is not None:
                 check_size(path, size, record)
             self._seal = Seal.read(self._descriptor, path, size)
-            self._seal.check_metadata(self._descriptor, path)
             if record is not None and record.metadata != self._seal.metadata:
                 raise CorruptFileError(f"{path}: not the file that was published; restore it from a copy")
-            self._map = mmap.mmap(self._descriptor, size, prot=mmap.PROT_READ) if memory_map else None
-            self._file = h5py.File(path, "r", locking=False)
-            self.groups = {name: tuple(self._file[name]) for name in ("steps", "per_trajectory", "ragged")}
-            """Names of the fields of each kind, in the order in which they were written."""
-            self._checksums: dict[str, str] = json.loads(self._file.attrs["xxh3_128"])
+            if memory_map:
+                self._map = mmap.mmap(self._descriptor, size, prot=mmap.PROT_READ)
         except BaseException:
             os.close(self._descriptor)
             raise
@@ -57,39 +53,56 @@ class ShardFile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._file.close()
         os.close(self._descriptor)
+
+    def group(self, name: str) -> tuple[str, ...]:
+        """Names of the fields in "steps", "per_trajectory" or "ragged", in the order in which they were written."""
+        return tuple(dict.fromkeys(path.split("/")[1] for path in self._seal.fields if path.startswith(f"{name}/")))
 
     @property
     def fields(self) -> tuple[str, ...]:
         """Names of all fields."""
-        return tuple(name for names in self.groups.values() for name in names)
+        return (*self.group("steps"), *self.group("per_trajectory"), *self.group("ragged"))
 
     def attributes(self) -> dict[str, Any]:
         """Attributes of the file's root as Python values, less the checksums."""
-        return {
-            name: value.item() if isinstance(value, np.generic) else value
-            for name, value in self._file.attrs.items()
-            if name != "xxh3_128"
-        }
+        with h5py.File(self.path, "r", locking=False) as file:
+            return {
+                name: value.item() if isinstance(value, np.generic) else value
+                for name, value in file.attrs.items()
+                if name != "xxh3_128"
+            }
 
     def read(self, dataset_path: str, *, verify: bool) -> Array:
-        """One dataset. Raises: CorruptFileError when its bytes do not match its checksum."""
-        dataset = self._file[dataset_path]
-        array = self._read_contiguous(dataset_path, dataset) if dataset_path in self._seal.extents else dataset[...]
+        """One data set. Raises: CorruptFileError when its bytes do not match its checksum."""
+        field = self._seal.fields[dataset_path]
+        if field.start is None:
+            array = self._read_by_hdf5(dataset_path, field)
+        else:
+            array = self._read_contiguous(dataset_path, field, field.start)
         if verify:
-            self._verify(dataset_path, array)
+            self._verify(dataset_path, array, field.checksum)
         return array
 
-    def _read_contiguous(self, name: str, dataset: h5py.Dataset) -> Array:
-        start, stop = self._seal.extents[name]
-        if dataset.id.get_offset() != start or stop - start != dataset.nbytes:
-            raise CorruptFileError(f"{self.path}: {name}: its place differs from the seal; restore it from a copy")
+    def _read_by_hdf5(self, name: str, field: SealedField) -> Array:
+        if 0 in field.shape:
+            return np.empty(field.shape, field.dtype)
+        try:
+            with h5py.File(self.path, "r", locking=False) as file:
+                array: Array = file[name][...]
+        except OSError as error:
+            raise CorruptFileError(
+                f"{self.path}: {name}: HDF5 cannot read it ({error}); a filter may be missing"
+            ) from error
+        return array
+
+    def _read_contiguous(self, name: str, field: SealedField, start: int) -> Array:
         if self._map is not None:
-            count = dataset.size
-            view: Array = np.frombuffer(self._map, dtype=dataset.dtype.newbyteorder("="), count=count, offset=start)
-            return view.reshape(dataset.shape)
-        array: Array = np.empty(dataset.shape, dataset.dtype.newbyteorder("="))
+            dtype = np.dtype(field.dtype)
+            count = (field.stop - start) // dtype.itemsize
+            view: Array = np.frombuffer(self._map, dtype, count=count, offset=start).reshape(field.shape)
+            return view
+        array: Array = np.empty(field.shape, field.dtype)
         room = as_bytes(array)
         while room.nbytes:
             read = os.preadv(self._descriptor, [room], start)
@@ -98,8 +111,8 @@ class ShardFile:
             room, start = room[read:], start + read
         return array
 
-    def _verify(self, name: str, array: Array) -> None:
+    def _verify(self, name: str, array: Array, sealed: str) -> None:
         found = array_checksum(array)
         recorded = self._record.checksums.get(name) if self._record is not None else found
-        if found != self._checksums[name] or found != recorded:
+        if found != sealed or found != recorded:
             raise CorruptFileError(f"{self.path}: {name} does not match its checksum; damaged: restore it from a copy")

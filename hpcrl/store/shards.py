@@ -24,7 +24,7 @@ from hpcrl.store.documents import FORMAT_VERSION
 from hpcrl.store.killpoints import reach
 from hpcrl.store.manifest import FileRecord
 from hpcrl.store.publish import write_all
-from hpcrl.store.seal import Seal, user_block_bytes
+from hpcrl.store.seal import Seal, SealedField, user_block_bytes
 from hpcrl.store.shard_file import ShardFile
 from hpcrl.store.sparse_file import SparseFile
 
@@ -100,11 +100,11 @@ def read_shard(
 
         return Trajectories(
             read("offsets"),
-            {name: read(f"steps/{name}") for name in file.groups["steps"] if name in wanted},
-            {name: read(f"per_trajectory/{name}") for name in file.groups["per_trajectory"] if name in wanted},
+            {name: read(f"steps/{name}") for name in file.group("steps") if name in wanted},
+            {name: read(f"per_trajectory/{name}") for name in file.group("per_trajectory") if name in wanted},
             {
                 name: Ragged(read(f"ragged/{name}/values"), read(f"ragged/{name}/offsets"))
-                for name in file.groups["ragged"]
+                for name in file.group("ragged")
                 if name in wanted
             },
         )
@@ -174,14 +174,18 @@ def _write(
     """Writes and fsyncs the whole file; returns the checksum of its metadata."""
     reach("shard.before_write")
     user_block = user_block_bytes(len(arrays))
-    layout, extents = _lay_out(user_block, arrays, checksums, attributes, compression)
+    layout, starts = _lay_out(user_block, arrays, checksums, attributes, compression)
     for start, piece in layout.pieces():
         write_all(descriptor, piece, start)
-    for name, (start, _) in extents.items():
+    for name, start in starts.items():
         write_all(descriptor, as_bytes(arrays[name]), start)
         reach("shard.between_fields")
     os.ftruncate(descriptor, layout.size)
-    seal = Seal.over(descriptor, user_block, layout.size, extents)
+    fields = {
+        name: SealedField(array.dtype.str, array.shape, starts.get(name), checksums[name])
+        for name, array in arrays.items()
+    }
+    seal = Seal.over(descriptor, user_block, layout.size, fields)
     write_all(descriptor, memoryview(seal.to_bytes()), 0)
     reach("shard.after_write")
     reach("shard.before_fsync")
@@ -196,13 +200,13 @@ def _lay_out(
     checksums: Mapping[str, str],
     attributes: Mapping[str, Any],
     compression: Mapping[str, dict[str, Any]],
-) -> tuple[SparseFile, dict[str, tuple[int, int]]]:
-    """The HDF5 file with holes for contiguous fields, and where those are: name -> [start, stop).
+) -> tuple[SparseFile, dict[str, int]]:
+    """The HDF5 file with holes for contiguous fields, and where those start.
 
     HDF5 only lays out; the fields' bytes are then written by pwrite, at the speed of a plain file.
     """
     layout = SparseFile()
-    extents = {}
+    starts = {}
     with h5py.File(
         layout,
         "w",
@@ -227,8 +231,8 @@ def _lay_out(
                 continue
             start = _create_contiguous(file, name, array)
             if array.nbytes:
-                extents[name] = (start, start + array.nbytes)
-    return layout, extents
+                starts[name] = start
+    return layout, starts
 
 
 def _create_group(file: h5py.File, name: str) -> None:

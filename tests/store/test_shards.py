@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import resource
 import signal
@@ -76,12 +77,20 @@ def test_fields_can_be_read_alone(tmp_path: Path) -> None:
         read_shard(tmp_path / "s.h5", fields=["reward"])
 
 
-def test_any_hdf5_tool_can_open_a_shard(tmp_path: Path) -> None:
-    record = write(tmp_path / "s.h5")
+@pytest.mark.parametrize("trajectories", [sample(), EMPTY, LANES, BARE])
+def test_any_hdf5_tool_reads_the_same(tmp_path: Path, trajectories: Trajectories) -> None:
+    """The seal, which we read by, and HDF5's own structures, which others read by, tell the same."""
+    record = write(tmp_path / "s.h5", trajectories)
     with h5py.File(tmp_path / "s.h5", "r") as file:
-        assert np.array_equal(file["steps/rewards"][...], sample()["rewards"])
-        assert file["ragged/frames/values"].shape == sample().ragged["frames"].values.shape
-        assert sorted(file) == ["offsets", "per_trajectory", "ragged", "steps"]
+        by_hdf5 = Trajectories(
+            file["offsets"][...],
+            {name: file["steps"][name][...] for name in file["steps"]},
+            {name: file["per_trajectory"][name][...] for name in file["per_trajectory"]},
+            {name: Ragged(one["values"][...], one["offsets"][...]) for name, one in file["ragged"].items()},
+        )
+        assert_same(trajectories, by_hdf5)
+        checksums = json.loads(file.attrs["xxh3_128"])
+        assert checksums == record.checksums
     attributes = read_attributes(tmp_path / "s.h5", record=record)
     assert attributes == {"format": "hpcrl-shard", "format_version": 1, "block": 3, "stage": "rollout"}
 
@@ -106,15 +115,18 @@ def test_flips_in_each_field_name_the_field(tmp_path: Path) -> None:
     path = tmp_path / "s.h5"
     record = write(path)
     with path.open("rb") as file:
-        extents = Seal.read(file.fileno(), path, record.bytes).extents
-    assert len(extents) == 1 + 7 + 2 + 2 * 2
+        fields = Seal.read(file.fileno(), path, record.bytes).fields
+    assert len(fields) == 1 + 7 + 2 + 2 * 2
+    extents = {name: (field.start, field.stop) for name, field in fields.items()}
     for name, (start, stop) in extents.items():
+        assert start is not None
         for place in (start, stop - 1):
             with flipped_bit(path, place, 7):
                 for memory_map in (True, False):
                     with pytest.raises(CorruptFileError, match=rf"s\.h5: {name} does not match"):
                         read_shard(path, record=record, memory_map=memory_map)
     start, _ = extents["steps/rewards"]
+    assert start is not None
     with flipped_bit(path, start):
         assert_same(sample().without(["rewards"]), read_shard(path, fields=sample().without(["rewards"]).fields()))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import shlex
 import statistics
@@ -125,9 +126,9 @@ class Bench:
             "hardware": hardware_facts(),
             "cpu_share_of_others": round(self._cpu_use.share_of_others(), 3),
             "environment": {name: os.environ[name] for name in _THREAD_VARIABLES if name in os.environ},
-            "rows": [dict(row) for row in result.rows],
+            "rows": [{key: _finite(value) for key, value in row.items()} for row in result.rows],
             "peer": result.peer,
-            "ratio": result.ratio,
+            "ratio": _finite(result.ratio),
             "wanted": result.wanted,
             "met": result.met,
             "notes": list(result.notes),
@@ -135,6 +136,13 @@ class Bench:
 
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "HPCRL_ISA", "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA")
+
+
+def _finite(value: object) -> object:
+    """JSON has no infinity: what never ended is null in a file."""
+    if isinstance(value, list):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def merge(record: Mapping[str, object], path: Path) -> None:

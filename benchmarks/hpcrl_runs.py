@@ -1,4 +1,4 @@
-"""hpcrl as the benchmarks run it: the command line in a process of its own, the figures out of the run folder it leaves."""
+"""hpcrl as the benchmarks run it: the command line in a process of its own, the figures out of the run folder."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ void set_nontemporal_bytes(int64_t bytes);
 // ---- Counted random numbers -----------------------------------------------------------------------------------------
 
 // counters: u32[n, 4]. philox: words u32[n, 4]. The others use counter block k = 0, 1, ... of each row (random.h):
-// uniforms f64[n, count] takes two words a number, normals f32[n, count] two blocks' halves a pair (Box-Muller).
+// uniforms f64[n, count] takes two words a number, normals f32[n, count] one block a pair (Box-Muller).
 // Requires the low kDrawBits bits alone set in each counter's last word, and count <= 2 * kMaxWordBlocks.
 void philox_cpu(uint64_t seed, const uint32_t* counters, int64_t n, uint32_t* words);
 void uniforms_cpu(uint64_t seed, const uint32_t* counters, int64_t n, int64_t count, double* out);

@@ -29,7 +29,8 @@ __device__ __forceinline__ void philox_body(uint64_t seed, const uint32_t* count
   for (int i = 0; i < 4; ++i) words[4 * place.row + i] = drawn.word[i];
 }
 
-__device__ __forceinline__ void uniforms_body(uint64_t seed, const uint32_t* counters, int64_t n, int64_t count, double* out) {
+__device__ __forceinline__ void uniforms_body(uint64_t seed, const uint32_t* counters, int64_t n, int64_t count,
+                                              double* out) {
   const DrawPlace place = draw_place(n, count);
   if (!place.is_inside) return;
   const PhiloxWords drawn = philox_block(seed, counter_at(counters, place.row), static_cast<uint32_t>(place.block));
@@ -38,7 +39,8 @@ __device__ __forceinline__ void uniforms_body(uint64_t seed, const uint32_t* cou
   if (2 * place.block + 1 < count) pair[1] = uniform_from_words(drawn.word[2], drawn.word[3]);
 }
 
-__device__ __forceinline__ void normals_body(uint64_t seed, const uint32_t* counters, int64_t n, int64_t count, float* out) {
+__device__ __forceinline__ void normals_body(uint64_t seed, const uint32_t* counters, int64_t n, int64_t count,
+                                             float* out) {
   const DrawPlace place = draw_place(n, count);
   if (!place.is_inside) return;
   const NormalPair drawn =

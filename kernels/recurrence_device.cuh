@@ -1,21 +1,22 @@
 // The body of the recurrence kernel: what one block does with one tile of packed steps.
 //
-// A batch is cut into tiles of equal size, wherever trajectories begin and end, so that a million short trajectories and
-// one long trajectory are the same work. A block loads its tile once, scans it in registers, tells the tiles before it (in
-// time) what its steps make of x behind them, learns the same from the tiles behind, and writes the outputs: every
-// byte moves once. GAE: 16 bytes a step; TD(lambda) 12; reward-to-go 8; V-trace 20; Retrace 24; plus 12 a trajectory. A first
-// pass for the tiles' spans alone would read the inputs twice (24 for GAE: at most 67 % of a device copy, as neither 16M
-// nor 64M steps stay in any L2).
+// A batch is cut into tiles of equal size, wherever trajectories begin and end, so that a million short trajectories
+// and one long trajectory are the same work. A block loads its tile once, scans it in registers, tells the tiles before
+// it (in time) what its steps make of x behind them, learns the same from the tiles behind, and writes the outputs:
+// every byte moves once. GAE: 16 bytes a step; TD(lambda) 12; reward-to-go 8; V-trace 20; Retrace 24; plus 12 a
+// trajectory. A first pass for the tiles' spans alone would read the inputs twice (24 for GAE: at most 67 % of a device
+// copy, as neither 16M nor 64M steps stay in any L2).
 //
-// Tiles are taken from the end of the batch by a ticket, so that a tile waits only for tiles that already run: it always
-// ends, whatever order the hardware starts blocks in. The tree of joins is fixed by the tile's number alone (rows in a warp,
-// warps in a tile, tiles in a group of 256, groups in a chain): the same bits on every run, unlike a look-back that takes
-// whichever of aggregate and prefix is there. A tile whose last step ends a trajectory waits for nothing, and one that
-// follows a border within the next 32 tiles reads one row of words, so short and medium trajectories see no chain. One
-// long trajectory does: a hop a group = 524288 steps = 2 us at 4.3 TB/s, where a hop costs about 1 us.
+// Tiles are taken from the end of the batch by a ticket, so that a tile waits only for tiles that already run: it
+// always ends, whatever order the hardware starts blocks in. The tree of joins is fixed by the tile's number alone
+// (rows in a warp, warps in a tile, tiles in a group of 256, groups in a chain): the same bits on every run, unlike a
+// look-back that takes whichever of aggregate and prefix is there. A tile whose last step ends a trajectory waits for
+// nothing, and one that follows a border within the next 32 tiles reads one row of words, so short and medium
+// trajectories see no chain. One long trajectory does: a hop a group = 524288 steps = 2 us at 4.3 TB/s, where a hop
+// costs about 1 us.
 //
-// Prediction (not measured), of a device copy at 4.3 TB/s: launch and memset 3 us, first and last wave 3 us, 92 % between:
-// 16M steps 84-88 % (68 us + 6), 64M steps 90 %; the 8 x 2M form loses 1-2 us more at either end.
+// Prediction (not measured), of a device copy at 4.3 TB/s: launch and memset 3 us, first and last wave 3 us, 92 %
+// between: 16M steps 84-88 % (68 us + 6), 64M steps 90 %; the 8 x 2M form loses 1-2 us more at either end.
 #pragma once
 
 #include "recurrence_plan.h"
@@ -24,7 +25,7 @@
 namespace hpcrl {
 
 template <class Shape>
-struct TileMemory {  // shared by a block
+struct TileMemory {                              // shared by a block
   alignas(16) unsigned ends[Shape::kSteps / 4];  // one byte a step: 1 where a trajectory ends
   float bootstraps[Shape::kSteps];               // only where a trajectory ends
   Span spans[Shape::kWarps], near, far[Shape::kWarps];
@@ -38,7 +39,7 @@ template <class Shape>
 struct Place {
   int64_t tile_begin;  // may lie before step 0, see Alignment
   int64_t num_steps;
-  bool is_vector;      // every place holds a step, and the columns lie on 16-byte borders
+  bool is_vector;  // every place holds a step, and the columns lie on 16-byte borders
   int warp, lane;
 
   __device__ __forceinline__ int of_row(int row) const {
@@ -64,8 +65,8 @@ __device__ __forceinline__ float element_at(const Column& column, int64_t index)
   return bf16_to_float(static_cast<const unsigned short*>(column.data)[index]);
 }
 
-// All rows of one column. bfloat16 words come as they are, two to a register, so that no conversion waits for a load before
-// the next column's loads are under way; `widen_rows` follows when all are.
+// All rows of one column. bfloat16 words come as they are, two to a register, so that no conversion waits for a load
+// before the next column's loads are under way; `widen_rows` follows when all are.
 template <class Shape>
 __device__ __forceinline__ void load_rows(const Column& column, const Place<Shape>& place,
                                           float (&rows)[Shape::kRows][kVector]) {
@@ -104,7 +105,8 @@ __device__ __forceinline__ void widen_rows(const Column& column, const Place<Sha
 }
 
 template <class Shape>
-__device__ __forceinline__ void store_four(float* column, const Place<Shape>& place, int at, const float (&four)[kVector]) {
+__device__ __forceinline__ void store_four(float* column, const Place<Shape>& place, int at,
+                                           const float (&four)[kVector]) {
   float* out = column + place.tile_begin;
   if (place.is_vector) {
     __stcs(reinterpret_cast<float4*>(out + at), float4{four[0], four[1], four[2], four[3]});
@@ -118,9 +120,10 @@ __device__ __forceinline__ void store_four(float* column, const Place<Shape>& pl
 
 // ---- Where trajectories end ----------------------------------------------------------------------------------------
 
-// The last trajectory that begins at or before `step`; the only one of them that can hold it. One warp, 32 pivots a round:
-// four rounds for a million trajectories, while the tile's own loads are under way.
-__device__ __forceinline__ int64_t find_trajectory(const int64_t* offsets, int64_t num_trajectories, int64_t step, int lane) {
+// The last trajectory that begins at or before `step`; the only one of them that can hold it. One warp, 32 pivots a
+// round: four rounds for a million trajectories, while the tile's own loads are under way.
+__device__ __forceinline__ int64_t find_trajectory(const int64_t* offsets, int64_t num_trajectories, int64_t step,
+                                                   int lane) {
   int64_t low = 0, high = num_trajectories;  // it lies in [low, high)
   while (high - low > 1) {
     const int64_t width = (high - low + kWarpSize - 1) / kWarpSize;
@@ -135,7 +138,8 @@ __device__ __forceinline__ int64_t find_trajectory(const int64_t* offsets, int64
 
 // Marks the last step of every trajectory that ends in the tile, and puts its bootstrap value there.
 template <class Shape>
-__device__ __forceinline__ void mark_ends(const RecurrenceArguments& arguments, int64_t tile_begin, TileMemory<Shape>& memory) {
+__device__ __forceinline__ void mark_ends(const RecurrenceArguments& arguments, int64_t tile_begin,
+                                          TileMemory<Shape>& memory) {
   unsigned char* ends = reinterpret_cast<unsigned char*>(memory.ends);
   for (int64_t i = memory.first_trajectory + threadIdx.x; i < arguments.num_trajectories; i += Shape::kThreads) {
     const int64_t begin = arguments.offsets[i], end = arguments.offsets[i + 1];
@@ -192,7 +196,8 @@ struct LaneSteps {
 
   // Step i of a row. `row_next`: V after the row's four steps.
   template <bool kHasEnds>
-  __device__ __forceinline__ StepInputs<float> inputs(int row, int i, float row_next, const RowEnds<kHasEnds>& ends) const {
+  __device__ __forceinline__ StepInputs<float> inputs(int row, int i, float row_next,
+                                                      const RowEnds<kHasEnds>& ends) const {
     StepInputs<float> in = {};
     in.reward = columns[0][row][i];
     if constexpr (Op::kReadsValues) {
@@ -240,8 +245,8 @@ __device__ __forceinline__ void row_outputs(const Op& op, const LaneSteps<Op, Sh
 
 // ---- The block -----------------------------------------------------------------------------------------------------
 
-// x after the tile's last step, told by the tiles behind it: by the first 32 words, or, where no trajectory ends in those
-// tiles, by all of the group. The whole block calls it.
+// x after the tile's last step, told by the tiles behind it: by the first 32 words, or, where no trajectory ends in
+// those tiles, by all of the group. The whole block calls it.
 template <class Shape>
 __device__ __forceinline__ float wait_for_carry(const WordsBehind& behind, int64_t tile, int warp, int lane,
                                                 TileMemory<Shape>& memory) {
@@ -272,12 +277,14 @@ __device__ __forceinline__ float exchange_with_tiles(const RecurrenceTask& task,
   const bool is_closed = (memory.ends[Shape::kSteps / 4 - 1] >> 24) != 0;  // a trajectory ends on the tile's last step
   if (is_closed || tile + 1 == task.num_tiles) return 0.0f;
   const float carry = wait_for_carry(words_behind<Shape::kGroup>(words, tile), tile, place.warp, place.lane, memory);
-  if (speaks_for_group && !whole.cut) store_word(words.groups + tile / Shape::kGroup, word_of({{whole(carry), 0.0f}, true}));
+  if (speaks_for_group && !whole.cut)
+    store_word(words.groups + tile / Shape::kGroup, word_of({{whole(carry), 0.0f}, true}));
   return carry;
 }
 
 template <class Shape>
-__device__ __forceinline__ void add_to_sums(const Place<Shape>& place, int at, const float (&four)[kVector], double (&sums)[2]) {
+__device__ __forceinline__ void add_to_sums(const Place<Shape>& place, int at, const float (&four)[kVector],
+                                            double (&sums)[2]) {
 #pragma unroll
   for (int i = kVector - 1; i >= 0; --i) {
     if (!place.holds(at + i)) continue;
@@ -311,7 +318,8 @@ __device__ __forceinline__ void write_steps(const RecurrenceTask& task, const Op
 
 // The tile's sums, lanes by a fixed tree, warps in order.
 template <class Shape>
-__device__ __forceinline__ void write_sums(const Place<Shape>& place, double (&sums)[2], TileMemory<Shape>& memory, double* out) {
+__device__ __forceinline__ void write_sums(const Place<Shape>& place, double (&sums)[2], TileMemory<Shape>& memory,
+                                           double* out) {
 #pragma unroll
   for (int distance = kWarpSize / 2; distance > 0; distance /= 2) {
     sums[0] += __shfl_down_sync(kAllLanes, sums[0], distance);
@@ -351,8 +359,9 @@ __device__ __forceinline__ void recurrence_block(const RecurrenceTask& task, con
   for (int row = 0; row < Shape::kRows; ++row) {
     const unsigned flags = memory.ends[place.of_row(row) / 4];
     const float row_next = steps.next_value(row, place.lane);
-    after[row] = flags == 0 ? row_span(op, steps, row, row_next, RowEnds<false>{})
-                            : row_span(op, steps, row, row_next, RowEnds<true>{flags, memory.bootstraps + place.of_row(row)});
+    after[row] = flags == 0
+                     ? row_span(op, steps, row, row_next, RowEnds<false>{})
+                     : row_span(op, steps, row, row_next, RowEnds<true>{flags, memory.bootstraps + place.of_row(row)});
   }
   join_lanes(after, rows, place.lane);
 #pragma unroll
@@ -379,7 +388,8 @@ struct MomentsMemory {
   double sums[kMomentsThreads][2];
 };
 
-// (n, sum, sum of squares) from the tiles' sums by one block: each thread takes every kMomentsThreads-th tile, then a tree.
+// (n, sum, sum of squares) from the tiles' sums by one block: each thread takes every kMomentsThreads-th tile, then a
+// tree.
 __device__ __forceinline__ void moments_block(const RecurrenceTask& task, MomentsMemory& memory) {
   double sum = 0.0, squares = 0.0;
   for (int64_t tile = threadIdx.x; tile < task.num_tiles; tile += kMomentsThreads) {

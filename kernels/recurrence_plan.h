@@ -24,16 +24,16 @@ template <class Op>
 constexpr int kNumColumns = 1 + Op::kReadsValues + Op::kReadsActionValues + Op::kReadsRatios;
 
 // Rows by columns: as many as 72 registers a thread take without a spill, so that seven blocks of 128 threads fit on a
-// multiprocessor. What they read and write together (GAE: 7 * 2048 steps * 16 bytes = 229 KB) covers a block's lifetime of
-// 7 us at 4.3 TB/s on 132 multiprocessors; the ticket, the loads, the scan and the wait take about 4 us.
+// multiprocessor. What they read and write together (GAE: 7 * 2048 steps * 16 bytes = 229 KB) covers a block's lifetime
+// of 7 us at 4.3 TB/s on 132 multiprocessors; the ticket, the loads, the scan and the wait take about 4 us.
 constexpr int kRowsByColumns[] = {0, 6, 4, 3, 2};
 constexpr int kDeviceThreads = 128, kDeviceGroup = 256;
 template <class Op>
 using DeviceTile = TileShape<kDeviceThreads, kRowsByColumns[kNumColumns<Op>], kDeviceGroup>;
 constexpr int kSmallestDeviceTile = TileShape<kDeviceThreads, 2, kDeviceGroup>::kSteps;
 
-// Steps that the first tile begins before step 0, so that all columns are read on 16-byte borders; or, where the arrays lie
-// differently to those borders, is_vector = false, and every step is read alone.
+// Steps that the first tile begins before step 0, so that all columns are read on 16-byte borders; or, where the arrays
+// lie differently to those borders, is_vector = false, and every step is read alone.
 struct Alignment {
   int shift;
   bool is_vector;

@@ -14,8 +14,8 @@ constexpr int kWarpSize = 32;
 constexpr unsigned kAllLanes = 0xFFFFFFFFu;
 
 #if defined(__CUDACC__)
-// One word written by one thread and read by others while the kernel runs. All that is told lies in the word itself, so that
-// no other access needs an order: relaxed is enough, and the L1 cache is passed by.
+// One word written by one thread and read by others while the kernel runs. All that is told lies in the word itself, so
+// that no other access needs an order: relaxed is enough, and the L1 cache is passed by.
 __device__ __forceinline__ uint64_t load_word(const uint64_t* address) {
   uint64_t word;
   asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(word) : "l"(address) : "memory");
@@ -27,7 +27,8 @@ __device__ __forceinline__ void store_word(uint64_t* address, uint64_t word) {
 #endif
 
 // What a run of consecutive steps makes of x after its last step. `cut`: a trajectory ends inside, so that x before the
-// run is map.add whatever comes after it. The flag, not a zero factor: 0 * NaN would let a NaN into the next trajectory.
+// run is map.add whatever comes after it. The flag, not a zero factor: 0 * NaN would let a NaN into the next
+// trajectory.
 struct Span {
   Affine<float> map;
   bool cut;
@@ -35,7 +36,9 @@ struct Span {
   __device__ __forceinline__ float operator()(float x_after) const { return cut ? map.add : map(x_after); }
 };
 
-__device__ __forceinline__ Span empty_span() { return {{0.0f, 1.0f}, false}; }
+__device__ __forceinline__ Span empty_span() {
+  return {{0.0f, 1.0f}, false};
+}
 
 __device__ __forceinline__ Span join(const Span& earlier, const Span& later) {
   if (earlier.cut) return earlier;
@@ -73,8 +76,8 @@ __device__ __forceinline__ void join_lanes(Span (&spans)[kRows], Span (&whole)[k
 
 // ---- Between tiles -------------------------------------------------------------------------------------------------
 
-// A span in one word: mul in the upper half, add in the lower. A memset to 0xFF says "not yet published". Both marks are
-// NaNs that no arithmetic makes; a NaN that comes from the caller's data is made the usual one.
+// A span in one word: mul in the upper half, add in the lower. A memset to 0xFF says "not yet published". Both marks
+// are NaNs that no arithmetic makes; a NaN that comes from the caller's data is made the usual one.
 constexpr uint64_t kUnpublished = ~uint64_t{0};
 constexpr unsigned kCutMark = 0xFFFFFFFEu;
 constexpr unsigned kQuietNaN = 0x7FC00000u;
@@ -96,7 +99,8 @@ struct TileWords {
   int64_t num_tiles;
 };
 
-// The words behind a tile, in time: those of the later tiles of its group, then the next group's, which ends every search.
+// The words behind a tile, in time: those of the later tiles of its group, then the next group's, which ends every
+// search.
 struct WordsBehind {
   const TileWords& words;
   int64_t group_end;  // first tile of the next group, or num_tiles

@@ -114,7 +114,10 @@ class Loop:
 
     def _run_stage(self, index: int, stage: Stage, iteration: int) -> None:
         output = self._output(index, stage, iteration)
-        stage.run(self._context(index, stage, iteration, output))
+        try:
+            stage.run(self._context(index, stage, iteration, output))
+        finally:
+            output.finish()
         facts = merge_facts(output.facts)
         if facts:
             self.display.facts(stage.name, facts)

@@ -23,6 +23,8 @@ from hpcrl.store.writer import WriteBehind
 
 Array = npt.NDArray[Any]
 _ORDER_TIMEOUT_SECONDS = 900.0
+_Block = tuple[Trajectories | None, Trajectories | None, Mapping[str, object]]
+"""One block's fields, lanes and facts."""
 
 
 class StageOutput:
@@ -51,6 +53,7 @@ class StageOutput:
         self._with_checkpoint = with_checkpoint
         self._attributes = attributes
         self._attempt: Attempt | None = None
+        self._blocks: dict[int, _Block] = {}
         self._began = time.time()
         self._rows: list[Mapping[str, object]] = []
         self.facts: list[Mapping[str, object]] = []
@@ -70,8 +73,14 @@ class StageOutput:
         self.facts.append(part_facts)
         if trajectories is not None:
             self._handoff.put(self._folder.iteration, self._folder.stage, block, trajectories, lanes)
-        size = sum(part.num_bytes for part in (trajectories, lanes) if part is not None)
-        self._submit(lambda: self._write_block(block, trajectories, lanes, part_facts), size, f"block {block}")
+        self._blocks[block] = (trajectories, lanes, part_facts)
+
+    def finish(self) -> None:
+        """The stage has run: write and publish this rank's blocks together, with one fsync of each folder."""
+        if self._blocks:
+            blocks, self._blocks = self._blocks, {}
+            held = [part for fields, lanes, _ in blocks.values() for part in (fields, lanes) if part is not None]
+            self._submit(lambda: self._write_blocks(blocks), sum(part.num_bytes for part in held), "blocks")
 
     def emit_checkpoint(self, facts: Mapping[str, object]) -> None:
         self.facts.append(dict(facts))
@@ -115,17 +124,20 @@ class StageOutput:
             self._attempt = self._folder.begin_attempt(self._launch, compute_threads=self._compute_threads)
         return self._attempt
 
-    def _write_block(
-        self, block: int, trajectories: Trajectories | None, lanes: Trajectories | None, facts: Mapping[str, object]
-    ) -> None:
+    def _write_blocks(self, blocks: Mapping[int, _Block]) -> None:
         attempt = self._begin()
-        attributes = {**self._attributes, "block": block}
-        files: list[FileRecord] = []
-        for name, part in ((shard_name(block), trajectories), (lanes_name(block), lanes)):
-            if part is not None:
-                files.append(write_shard(attempt.path / name, part, attributes=attributes))
+        parts = {}
+        for block, (trajectories, lanes, facts) in blocks.items():
+            attributes = {**self._attributes, "block": block}
+            named = ((shard_name(block), trajectories), (lanes_name(block), lanes))
+            files = [
+                write_shard(attempt.path / name, part, attributes=attributes)
+                for name, part in named
+                if part is not None
+            ]
+            parts[block] = (files, facts)
         self._write_metrics(attempt)
-        attempt.publish_part(block, files, dict(facts))
+        attempt.publish_parts(parts)
         self._folder.publish_if_complete(self._num_blocks, merge=merge_facts)
 
     def _write_whole(self, tensors: Mapping[str, Mapping[str, Array]], extra: Mapping[str, object]) -> None:

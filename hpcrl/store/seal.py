@@ -18,6 +18,7 @@ import numpy as np
 from hpcrl.errors import CorruptFileError
 from hpcrl.store.checksums import checksum_ranges
 from hpcrl.store.documents import seal, unseal
+from hpcrl.store.manifest import FileRecord
 
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _SMALLEST = 4096
@@ -84,6 +85,12 @@ class Seal:
         if checksum_ranges(descriptor, ranges_outside(fields, len(start), size)) != found.metadata:
             raise CorruptFileError(f"{path}: its header does not match its checksum; damaged: restore it from a copy")
         return found
+
+    def is_recorded_as(self, record: FileRecord) -> bool:
+        """Whether this is the file of a published record, by all of its checksums."""
+        return record.metadata == self.metadata and record.checksums == {
+            name: field.checksum for name, field in self.fields.items()
+        }
 
 
 def user_block_bytes(num_fields: int) -> int:

@@ -28,7 +28,6 @@ class ShardFile:
 
     def __init__(self, path: Path, record: FileRecord | None, *, memory_map: bool) -> None:
         self.path = path
-        self._record = record
         self._map: mmap.mmap | None = None
         try:
             self._descriptor = os.open(path, os.O_RDONLY)
@@ -39,7 +38,7 @@ class ShardFile:
             if record is not None:
                 check_size(path, size, record)
             self._seal = Seal.read(self._descriptor, path, size)
-            if record is not None and record.metadata != self._seal.metadata:
+            if record is not None and not self._seal.is_recorded_as(record):
                 raise CorruptFileError(f"{path}: not the file that was published; restore it from a copy")
             if memory_map:
                 self._map = mmap.mmap(self._descriptor, size, prot=mmap.PROT_READ)
@@ -65,12 +64,10 @@ class ShardFile:
         return (*self.group("steps"), *self.group("per_trajectory"), *self.group("ragged"))
 
     def attributes(self) -> dict[str, Any]:
-        """Attributes of the file's root as Python values, less the checksums."""
+        """Attributes of the file's root as Python values."""
         with h5py.File(self.path, "r", locking=False) as file:
             return {
-                name: value.item() if isinstance(value, np.generic) else value
-                for name, value in file.attrs.items()
-                if name != "xxh3_128"
+                name: value.decode() if isinstance(value, bytes) else value.item() for name, value in file.attrs.items()
             }
 
     def read(self, dataset_path: str, *, verify: bool) -> Array:
@@ -80,8 +77,8 @@ class ShardFile:
             array = self._read_by_hdf5(dataset_path, field)
         else:
             array = self._read_contiguous(dataset_path, field, field.start)
-        if verify:
-            self._verify(dataset_path, array, field.checksum)
+        if verify and array_checksum(array) != field.checksum:
+            raise CorruptFileError(f"{self.path}: {dataset_path} does not match its checksum; restore it from a copy")
         return array
 
     def _read_by_hdf5(self, name: str, field: SealedField) -> Array:
@@ -110,9 +107,3 @@ class ShardFile:
                 raise CorruptFileError(f"{self.path}: {name}: truncated while it was read; restore it from a copy")
             room, start = room[read:], start + read
         return array
-
-    def _verify(self, name: str, array: Array, sealed: str) -> None:
-        found = array_checksum(array)
-        recorded = self._record.checksums.get(name) if self._record is not None else found
-        if found != sealed or found != recorded:
-            raise CorruptFileError(f"{self.path}: {name} does not match its checksum; damaged: restore it from a copy")

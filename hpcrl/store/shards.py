@@ -7,33 +7,28 @@ The format is docs/formats.md.
 from __future__ import annotations
 
 import importlib
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy.typing as npt
 
 from hpcrl.data import Ragged, Trajectories
 from hpcrl.errors import InputError
 from hpcrl.store.checksums import array_checksum, as_bytes
 from hpcrl.store.disk_errors import explain_write_errors
-from hpcrl.store.documents import FORMAT_VERSION
 from hpcrl.store.killpoints import reach
 from hpcrl.store.manifest import FileRecord
 from hpcrl.store.publish import write_all
 from hpcrl.store.seal import Seal, SealedField, user_block_bytes
 from hpcrl.store.shard_file import ShardFile
-from hpcrl.store.sparse_file import SparseFile
+from hpcrl.store.shard_layout import lay_out
+from hpcrl.store.streaming import write_checksummed
 
 Array = npt.NDArray[Any]
 
-_ALIGNMENT = 64  # a cache line, and what AVX-512 loads without splitting
 _COMPRESSIONS = ("gzip", "lzf")
-_METADATA_BYTES = 1 << 14  # keeps HDF5's structures together rather than between the fields
-_CHUNK_BYTES = 1 << 20  # 256 KiB to 4 MiB measured alike
 
 
 def write_shard(
@@ -57,18 +52,23 @@ def write_shard(
     arrays = dict(_flatten(trajectories))
     chosen = _check_compression(trajectories, compression or {})
     _check_storable(arrays)
-    checksums = {name: array_checksum(array) for name, array in arrays.items()}
     with explain_write_errors(path):
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
         try:
-            metadata = _write(descriptor, arrays, checksums, attributes, chosen)
-            size = os.fstat(descriptor).st_size
+            seal = _write(descriptor, arrays, attributes, chosen)
         except BaseException:
             path.unlink(missing_ok=True)  # gives a full disk its space back
             raise
         finally:
             os.close(descriptor)
-    return FileRecord(path.name, size, metadata, trajectories.num_steps, trajectories.num_trajectories, checksums)
+    return FileRecord(
+        name=path.name,
+        bytes=seal.bytes,
+        metadata=seal.metadata,
+        rows=trajectories.num_steps,
+        trajectories=trajectories.num_trajectories,
+        checksums={name: field.checksum for name, field in seal.fields.items()},
+    )
 
 
 def read_shard(
@@ -167,89 +167,28 @@ def _filter(kind: str) -> dict[str, Any]:
 def _write(
     descriptor: int,
     arrays: Mapping[str, Array],
-    checksums: Mapping[str, str],
     attributes: Mapping[str, Any],
     compression: Mapping[str, dict[str, Any]],
-) -> str:
-    """Writes and fsyncs the whole file; returns the checksum of its metadata."""
+) -> Seal:
+    """Writes and fsyncs the whole file."""
     reach("shard.before_write")
     user_block = user_block_bytes(len(arrays))
-    layout, starts = _lay_out(user_block, arrays, checksums, attributes, compression)
+    layout, starts = lay_out(user_block, arrays, attributes, compression)
     for start, piece in layout.pieces():
         write_all(descriptor, piece, start)
-    for name, start in starts.items():
-        write_all(descriptor, as_bytes(arrays[name]), start)
+    fields = {}
+    for name, array in arrays.items():
+        if name in starts:
+            checksum = write_checksummed(descriptor, as_bytes(array), starts[name])
+        else:
+            checksum = array_checksum(array)  # empty, or compressed: HDF5 has stored it in the layout
+        fields[name] = SealedField(array.dtype.str, array.shape, starts.get(name), checksum)
         reach("shard.between_fields")
     os.ftruncate(descriptor, layout.size)
-    fields = {
-        name: SealedField(array.dtype.str, array.shape, starts.get(name), checksums[name])
-        for name, array in arrays.items()
-    }
     seal = Seal.over(descriptor, user_block, layout.size, fields)
     write_all(descriptor, memoryview(seal.to_bytes()), 0)
     reach("shard.after_write")
     reach("shard.before_fsync")
     os.fsync(descriptor)
     reach("shard.after_fsync")
-    return seal.metadata
-
-
-def _lay_out(
-    user_block: int,
-    arrays: Mapping[str, Array],
-    checksums: Mapping[str, str],
-    attributes: Mapping[str, Any],
-    compression: Mapping[str, dict[str, Any]],
-) -> tuple[SparseFile, dict[str, int]]:
-    """The HDF5 file with holes for contiguous fields, and where those start.
-
-    HDF5 only lays out; the fields' bytes are then written by pwrite, at the speed of a plain file.
-    """
-    layout = SparseFile()
-    starts = {}
-    with h5py.File(
-        layout,
-        "w",
-        libver="v110",
-        userblock_size=user_block,
-        meta_block_size=_METADATA_BYTES,
-        alignment_threshold=0,  # the smallest field too, so that a view of the mapped file is an aligned array
-        alignment_interval=_ALIGNMENT,
-    ) as file:
-        file.attrs["format"] = "hpcrl-shard"
-        file.attrs["format_version"] = FORMAT_VERSION
-        file.attrs["xxh3_128"] = json.dumps(dict(checksums))
-        for name, value in attributes.items():
-            file.attrs[name] = value
-        folders = (name.rpartition("/")[0] for name in arrays)
-        for name in dict.fromkeys(("steps", "per_trajectory", "ragged", *filter(None, folders))):
-            _create_group(file, name)
-        for name, array in arrays.items():
-            if name in compression and array.size:
-                rows = max(1, min(len(array), _CHUNK_BYTES // max(1, array.nbytes // len(array))))
-                file.create_dataset(name, data=array, chunks=(rows, *array.shape[1:]), **compression[name])
-                continue
-            start = _create_contiguous(file, name, array)
-            if array.nbytes:
-                starts[name] = start
-    return layout, starts
-
-
-def _create_group(file: h5py.File, name: str) -> None:
-    """A group that lists its fields in the order of writing; without times, so that equal content gives equal bytes."""
-    creation = h5py.h5p.create(h5py.h5p.GROUP_CREATE)
-    creation.set_link_creation_order(h5py.h5p.CRT_ORDER_TRACKED | h5py.h5p.CRT_ORDER_INDEXED)
-    creation.set_obj_track_times(False)
-    h5py.h5g.create(file.id, name.encode(), gcpl=creation)
-
-
-def _create_contiguous(file: h5py.File, name: str, array: Array) -> int:
-    """Gives a field its place without writing it; returns the place's position in the file."""
-    creation = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-    creation.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-    creation.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-    creation.set_obj_track_times(False)
-    space = h5py.h5s.create_simple(array.shape)
-    kind = h5py.h5t.py_create(array.dtype, logical=True)
-    dataset = h5py.h5d.create(file.id, name.encode(), kind, space, creation)
-    return int(dataset.get_offset() or 0)  # None for an empty field
+    return seal

@@ -10,6 +10,8 @@
 // Include this file before a *_device.cuh: it gives the names that nvcc knows by itself.
 #pragma once
 
+#undef HPCRL_WITH_CUDA  // the emulation stands in for the toolkit, whose headers name the same types
+
 #include <algorithm>
 #include <atomic>
 #include <barrier>
@@ -69,10 +71,10 @@ inline thread_local Thread self;
 
 struct Launch {
   int grid = 1;
-  int threads = 32;            // per block, a multiple of 32
-  int resident = 1;            // blocks that run at the same time
-  unsigned seed = 0;           // order of the blocks and pauses
-  int skipped_barrier = -1;    // this __syncthreads of every block is left out: a planted fault
+  int threads = 32;          // per block, a multiple of 32
+  int resident = 1;          // blocks that run at the same time
+  unsigned seed = 0;         // order of the blocks and pauses
+  int skipped_barrier = -1;  // this __syncthreads of every block is left out: a planted fault
   int max_pause_microseconds = 0;
 };
 inline Launch launched;  // written before the threads start, only read while they run
@@ -128,7 +130,11 @@ void run(const Launch& launch, Body body) {
     for (int t = 0; t < launch.threads; ++t) {
       threads.emplace_back([&, m, t] {
         Multiprocessor& here = multiprocessors[m];
-        self = {here.block.get(), &here.block->warps[t / kWarpSize], t % kWarpSize, 0, 0,
+        self = {here.block.get(),
+                &here.block->warps[t / kWarpSize],
+                t % kWarpSize,
+                0,
+                0,
                 std::minstd_rand(launch.seed * 7919u + m * 1024u + t + 1)};
         threadIdx.x = t;
         blockDim.x = launch.threads;
@@ -184,11 +190,21 @@ inline unsigned __ballot_sync(unsigned, bool predicate) {
   return ballot;
 }
 
-inline int __ffs(int bits) { return bits == 0 ? 0 : std::countr_zero(static_cast<unsigned>(bits)) + 1; }
-inline int __clz(int bits) { return std::countl_zero(static_cast<unsigned>(bits)); }
-inline float __uint_as_float(unsigned bits) { return std::bit_cast<float>(bits); }
-inline unsigned __float_as_uint(float value) { return std::bit_cast<unsigned>(value); }
-inline void __nanosleep(unsigned) { std::this_thread::yield(); }
+inline int __ffs(int bits) {
+  return bits == 0 ? 0 : std::countr_zero(static_cast<unsigned>(bits)) + 1;
+}
+inline int __clz(int bits) {
+  return std::countl_zero(static_cast<unsigned>(bits));
+}
+inline float __uint_as_float(unsigned bits) {
+  return std::bit_cast<float>(bits);
+}
+inline unsigned __float_as_uint(float value) {
+  return std::bit_cast<unsigned>(value);
+}
+inline void __nanosleep(unsigned) {
+  std::this_thread::yield();
+}
 
 template <class Value>
 Value __ldcs(const Value* address) {

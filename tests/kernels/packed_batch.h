@@ -1,4 +1,5 @@
-// A packed batch with hazards around it, and what the five recurrences make of it in float64, written independently of math.h.
+// A packed batch with hazards around it, and what the five recurrences make of it in float64, written independently of
+// math.h.
 #pragma once
 
 #include <cmath>
@@ -114,54 +115,64 @@ void backwards(const Batch& batch, Begin begin, Step step) {
 inline Expected expected(const hpcrl::Gae& op, const Batch& b) {
   Expected out{std::vector<double>(b.num_steps()), std::vector<double>(b.num_steps())};
   double advantage = 0;
-  backwards(b, [&](double) { advantage = 0; }, [&](int64_t t, double next_value) {
-    advantage = b.rewards[t] + op.gamma * next_value - b.values[t] + op.gamma * op.gae_lambda * advantage;
-    out.advantages[t] = advantage, out.returns[t] = advantage + b.values[t];
-  });
+  backwards(
+      b, [&](double) { advantage = 0; },
+      [&](int64_t t, double next_value) {
+        advantage = b.rewards[t] + op.gamma * next_value - b.values[t] + op.gamma * op.gae_lambda * advantage;
+        out.advantages[t] = advantage, out.returns[t] = advantage + b.values[t];
+      });
   return out;
 }
 
 inline Expected expected(const hpcrl::TdLambda& op, const Batch& b) {
   Expected out{{}, std::vector<double>(b.num_steps())};
   double target = 0;
-  backwards(b, [&](double bootstrap) { target = bootstrap; }, [&](int64_t t, double next_value) {
-    target = b.rewards[t] + op.gamma * ((1 - op.td_lambda) * next_value + op.td_lambda * target);
-    out.returns[t] = target;
-  });
+  backwards(
+      b, [&](double bootstrap) { target = bootstrap; },
+      [&](int64_t t, double next_value) {
+        target = b.rewards[t] + op.gamma * ((1 - op.td_lambda) * next_value + op.td_lambda * target);
+        out.returns[t] = target;
+      });
   return out;
 }
 
 inline Expected expected(const hpcrl::RewardToGo& op, const Batch& b) {
   Expected out{{}, std::vector<double>(b.num_steps())};
   double target = 0;
-  backwards(b, [&](double bootstrap) { target = bootstrap; }, [&](int64_t t, double) {
-    target = b.rewards[t] + op.gamma * target;
-    out.returns[t] = target;
-  });
+  backwards(
+      b, [&](double bootstrap) { target = bootstrap; },
+      [&](int64_t t, double) {
+        target = b.rewards[t] + op.gamma * target;
+        out.returns[t] = target;
+      });
   return out;
 }
 
 inline Expected expected(const hpcrl::VTrace& op, const Batch& b) {
   Expected out{std::vector<double>(b.num_steps()), std::vector<double>(b.num_steps())};
   double next_target = 0;
-  backwards(b, [&](double bootstrap) { next_target = bootstrap; }, [&](int64_t t, double next_value) {
-    const double rho = std::fmin(op.rho_clip, b.ratios[t]), c = op.trace_lambda * std::fmin(op.c_clip, b.ratios[t]);
-    const double delta = rho * (b.rewards[t] + op.gamma * next_value - b.values[t]);
-    out.advantages[t] = rho * (b.rewards[t] + op.gamma * next_target - b.values[t]);
-    out.returns[t] = b.values[t] + delta + op.gamma * c * (next_target - next_value);
-    next_target = out.returns[t];
-  });
+  backwards(
+      b, [&](double bootstrap) { next_target = bootstrap; },
+      [&](int64_t t, double next_value) {
+        const double rho = std::fmin(op.rho_clip, b.ratios[t]), c = op.trace_lambda * std::fmin(op.c_clip, b.ratios[t]);
+        const double delta = rho * (b.rewards[t] + op.gamma * next_value - b.values[t]);
+        out.advantages[t] = rho * (b.rewards[t] + op.gamma * next_target - b.values[t]);
+        out.returns[t] = b.values[t] + delta + op.gamma * c * (next_target - next_value);
+        next_target = out.returns[t];
+      });
   return out;
 }
 
 inline Expected expected(const hpcrl::Retrace& op, const Batch& b) {
   Expected out{std::vector<double>(b.num_steps()), std::vector<double>(b.num_steps())};
   double next_correction = 0;  // c(t+1) (Q_ret(t+1) - Q(t+1))
-  backwards(b, [&](double) { next_correction = 0; }, [&](int64_t t, double next_value) {
-    const double target = b.rewards[t] + op.gamma * (next_value + next_correction);
-    next_correction = op.trace_lambda * std::fmin(1.0, b.ratios[t]) * (target - b.action_values[t]);
-    out.advantages[t] = target - b.values[t], out.returns[t] = target;
-  });
+  backwards(
+      b, [&](double) { next_correction = 0; },
+      [&](int64_t t, double next_value) {
+        const double target = b.rewards[t] + op.gamma * (next_value + next_correction);
+        next_correction = op.trace_lambda * std::fmin(1.0, b.ratios[t]) * (target - b.action_values[t]);
+        out.advantages[t] = target - b.values[t], out.returns[t] = target;
+      });
   return out;
 }
 

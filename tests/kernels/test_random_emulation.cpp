@@ -18,7 +18,8 @@ struct Nothing {};
 std::vector<uint32_t> counters_of(int64_t n) {
   std::mt19937 random(7);
   std::vector<uint32_t> counters(4 * n);
-  for (int64_t i = 0; i < 4 * n; ++i) counters[i] = i % 4 == 3 ? random() % 256 : random();  // the last word names a draw
+  for (int64_t i = 0; i < 4 * n; ++i)
+    counters[i] = i % 4 == 3 ? random() % 256 : random();  // the last word names a draw
   return counters;
 }
 
@@ -43,20 +44,23 @@ void emulate(int64_t draws, Body body) {
 void check_rows(int64_t n, int64_t count) {
   const std::vector<uint32_t> counters = counters_of(n);
   const int64_t draws = n * ((count + 1) / 2);
-  check<double>("uniforms", n * count,
-                [&](double* out) { emulate(draws, [&] { hpcrl::uniforms_body(kSeed, counters.data(), n, count, out); }); },
-                [&](double* out) { hpcrl::uniforms_cpu(kSeed, counters.data(), n, count, out); });
-  check<float>("normals", n * count,
-               [&](float* out) { emulate(draws, [&] { hpcrl::normals_body(kSeed, counters.data(), n, count, out); }); },
-               [&](float* out) { hpcrl::normals_cpu(kSeed, counters.data(), n, count, out); });
+  check<double>(
+      "uniforms", n * count,
+      [&](double* out) { emulate(draws, [&] { hpcrl::uniforms_body(kSeed, counters.data(), n, count, out); }); },
+      [&](double* out) { hpcrl::uniforms_cpu(kSeed, counters.data(), n, count, out); });
+  check<float>(
+      "normals", n * count,
+      [&](float* out) { emulate(draws, [&] { hpcrl::normals_body(kSeed, counters.data(), n, count, out); }); },
+      [&](float* out) { hpcrl::normals_cpu(kSeed, counters.data(), n, count, out); });
 }
 
 // Salmon et al.'s known answer for Philox4x32-10: all ones as key and counter.
 void check_known_answer() {
   const std::vector<uint32_t> counter(4, 0xFFFFFFFFu), wanted = {0x408F276Du, 0x41C83B0Eu, 0xA20BC7C6u, 0x6D5451FDu};
-  check<uint32_t>("philox, known answer", 4,
-                  [&](uint32_t* out) { emulate(1, [&] { hpcrl::philox_body(~uint64_t{0}, counter.data(), 1, out); }); },
-                  [&](uint32_t* out) { std::copy(wanted.begin(), wanted.end(), out); });
+  check<uint32_t>(
+      "philox, known answer", 4,
+      [&](uint32_t* out) { emulate(1, [&] { hpcrl::philox_body(~uint64_t{0}, counter.data(), 1, out); }); },
+      [&](uint32_t* out) { std::copy(wanted.begin(), wanted.end(), out); });
 }
 
 }  // namespace
@@ -65,9 +69,10 @@ int main() {
   check_known_answer();
   for (const int64_t n : {0, 1, 63, 64, 65, 200}) {
     const std::vector<uint32_t> counters = counters_of(n);
-    check<uint32_t>("philox", 4 * n,
-                    [&](uint32_t* out) { emulate(n, [&] { hpcrl::philox_body(kSeed, counters.data(), n, out); }); },
-                    [&](uint32_t* out) { hpcrl::philox_cpu(kSeed, counters.data(), n, out); });
+    check<uint32_t>(
+        "philox", 4 * n,
+        [&](uint32_t* out) { emulate(n, [&] { hpcrl::philox_body(kSeed, counters.data(), n, out); }); },
+        [&](uint32_t* out) { hpcrl::philox_cpu(kSeed, counters.data(), n, out); });
   }
   check_rows(0, 3);
   check_rows(1, 1);

@@ -1,10 +1,11 @@
 // The recurrence kernels' bodies on emulated blocks, against float64 loops.
 //
 //   test_recurrence_emulation                    the cases
-//   test_recurrence_emulation --skip-barrier N   one case with every block's N-th __syncthreads left out: a planted fault
+//   test_recurrence_emulation --skip-barrier N   one case with every block's N-th __syncthreads left out: a planted
+//   fault
 //
-// Exit status: 0 all well; 1 a wrong number (then the case is named). Compiled with -DHPCRL_FEW_CASES it holds one case of each
-// kind: enough for the sanitizers, which make compiling and running slow.
+// Exit status: 0 all well; 1 a wrong number (then the case is named). Compiled with -DHPCRL_FEW_CASES it holds one case
+// of each kind: enough for the sanitizers, which make compiling and running slow.
 
 #include "emulation.h"
 
@@ -57,7 +58,8 @@ struct Result {
 template <class Shape, class Op>
 Result run(const Op& op, const packed::Batch& batch, const Options& options) {
   const packed::Input rewards(batch.rewards, options.rewards, options.input_skew);
-  const packed::Input values(batch.values, options.others, options.other_skew ? options.other_skew : options.input_skew);
+  const packed::Input values(batch.values, options.others,
+                             options.other_skew ? options.other_skew : options.input_skew);
   const packed::Input action_values(batch.action_values, options.others, options.input_skew);
   const packed::Input ratios(batch.ratios, options.others, options.input_skew);
   const packed::Input bootstrap_values(batch.bootstrap_values, options.others, 1);
@@ -78,8 +80,8 @@ Result run(const Op& op, const packed::Batch& batch, const Options& options) {
 
   const int64_t most_tiles = hpcrl::num_tiles_of(batch.num_steps(), hpcrl::kVector - 1, Shape::kSteps);
   const size_t bytes = hpcrl::workspace_of(most_tiles, Shape::kGroup).bytes;
-  std::unique_ptr<char, void (*)(void*)> workspace(static_cast<char*>(std::aligned_alloc(256, (bytes + 255) / 256 * 256)),
-                                                   std::free);
+  std::unique_ptr<char, void (*)(void*)> workspace(
+      static_cast<char*>(std::aligned_alloc(256, (bytes + 255) / 256 * 256)), std::free);
   std::memset(workspace.get(), 0xA5, bytes);
   const hpcrl::RecurrenceTask task = hpcrl::task_of<Shape>(arguments, workspace.get());
   std::memset(workspace.get(), 0xFF, hpcrl::workspace_of(task.num_tiles, Shape::kGroup).published_bytes);
@@ -92,7 +94,8 @@ Result run(const Op& op, const packed::Batch& batch, const Options& options) {
   }
   if (options.moments) {
     emulation::Launch one = {.grid = 1, .threads = hpcrl::kMomentsThreads, .skipped_barrier = launch.skipped_barrier};
-    emulation::run<hpcrl::MomentsMemory>(one, [&](hpcrl::MomentsMemory& memory) { hpcrl::moments_block(task, memory); });
+    emulation::run<hpcrl::MomentsMemory>(one,
+                                         [&](hpcrl::MomentsMemory& memory) { hpcrl::moments_block(task, memory); });
   }
   result.advantages = Op::kWritesAdvantages ? advantages.numbers() : std::vector<float>();
   result.returns = returns.numbers();
@@ -107,7 +110,8 @@ Result check_case(const std::string& name, const Op& op, const packed::Batch& ba
   const double advantages = Op::kWritesAdvantages ? packed::relative_error(given.advantages, wanted.advantages) : 0.0;
   const double returns = packed::relative_error(given.returns, wanted.returns);
   char line[200];
-  std::snprintf(line, sizeof(line), "relative error %.2g (advantages), %.2g (returns), want <= %.2g", advantages, returns, kTolerance);
+  std::snprintf(line, sizeof(line), "relative error %.2g (advantages), %.2g (returns), want <= %.2g", advantages,
+                returns, kTolerance);
   check(advantages <= kTolerance && returns <= kTolerance, name, line);
   check(given.guards_are_whole, name, "wrote outside its outputs");
   if (options.moments) {
@@ -119,7 +123,8 @@ Result check_case(const std::string& name, const Op& op, const packed::Batch& ba
     check(std::abs(given.moments[1] - sum) <= 1e-12 * (squares + 1), name, "moments: wrong sum");
     check(std::abs(given.moments[2] - squares) <= 1e-12 * (squares + 1), name, "moments: wrong sum of squares");
   }
-  std::printf("%-58s %7lld steps  %.1e\n", name.c_str(), static_cast<long long>(batch.num_steps()), std::fmax(advantages, returns));
+  std::printf("%-58s %7lld steps  %.1e\n", name.c_str(), static_cast<long long>(batch.num_steps()),
+              std::fmax(advantages, returns));
   std::fflush(stdout);
   return given;
 }
@@ -130,30 +135,35 @@ constexpr hpcrl::RewardToGo kRewardToGo = {0.97};
 constexpr hpcrl::VTrace kVTrace = {0.99, 0.95, 1.0, 1.0};
 constexpr hpcrl::Retrace kRetrace = {0.99, 0.95};
 
-using Tiny = TileShape<32, 1, 4>;      // 128 steps, groups of 4 tiles
-using Small = TileShape<64, 2, 4>;     // 512 steps, two warps of two rows
+using Tiny = TileShape<32, 1, 4>;       // 128 steps, groups of 4 tiles
+using Small = TileShape<64, 2, 4>;      // 512 steps, two warps of two rows
 using Grouped = TileShape<64, 1, 256>;  // 256 steps, the groups of the real kernel
-using Wide = TileShape<128, 2, 8>;     // 1024 steps, four warps
+using Wide = TileShape<128, 2, 8>;      // 1024 steps, four warps
 
 // Lengths at every border: of a lane, a row, a tile; empty ones first, between and last.
 std::vector<int64_t> ragged_lengths(int64_t tile) {
-  return {0, 0, 1, 3, 4, 5, 0, 31, 32, 33, 127, 128, 129, 1, 1, 1, 0, tile - 1, tile, tile + 1, 2, 3 * tile + 7, 0, 1, 0};
+  return {0, 0, 1, 3, 4,        5,    0,        31, 32,           33, 127, 128, 129,
+          1, 1, 1, 0, tile - 1, tile, tile + 1, 2,  3 * tile + 7, 0,  1,   0};
 }
 
 template <class Shape, class Op>
 void check_op(const std::string& name, const Op& op) {
-  check_case<Shape>(name + " ragged", op, packed::batch_of(ragged_lengths(Shape::kSteps), 1), {.moments = true, .launch = {.resident = 3}});
+  check_case<Shape>(name + " ragged", op, packed::batch_of(ragged_lengths(Shape::kSteps), 1),
+                    {.moments = true, .launch = {.resident = 3}});
   check_case<Shape>(name + " one step", op, packed::batch_of({1}, 2), {.moments = true});
-  check_case<Shape>(name + " long", op, packed::batch_of({9 * Shape::kSteps + 5}, 3), {.launch = {.resident = 4, .seed = 5}});
+  check_case<Shape>(name + " long", op, packed::batch_of({9 * Shape::kSteps + 5}, 3),
+                    {.launch = {.resident = 4, .seed = 5}});
   check_case<Shape>(name + " bfloat16", op, packed::batch_of({3, Shape::kSteps, 17}, 4),
                     {.rewards = Element::kBfloat16, .others = Element::kBfloat16});
-  check_case<Shape>(name + " float32 and bfloat16", op, packed::batch_of({3, Shape::kSteps, 17}, 4), {.others = Element::kBfloat16});
+  check_case<Shape>(name + " float32 and bfloat16", op, packed::batch_of({3, Shape::kSteps, 17}, 4),
+                    {.others = Element::kBfloat16});
 }
 
 template <class Op>
 void check_device_tile(const std::string& name, const Op& op) {
   using Shape = hpcrl::DeviceTile<Op>;
-  check_case<Shape>(name + " device tile, ragged", op, packed::batch_of({5, Shape::kSteps, 64, 64, 700, 0, Shape::kSteps + 9}, 6),
+  check_case<Shape>(name + " device tile, ragged", op,
+                    packed::batch_of({5, Shape::kSteps, 64, 64, 700, 0, Shape::kSteps + 9}, 6),
                     {.launch = {.resident = 2}});
 }
 
@@ -177,8 +187,9 @@ void check_alignment() {
     check_case<Small>("gae all columns" + at, kGae, batch, {.input_skew = skew, .output_skew = skew});
     check_case<Small>("gae inputs alone" + at, kGae, batch, {.input_skew = skew});
     check_case<Small>("gae values alone" + at, kGae, batch, {.other_skew = skew});
-    check_case<Small>("vtrace bfloat16, all columns" + at, kVTrace, batch,
-                      {.rewards = Element::kBfloat16, .others = Element::kBfloat16, .input_skew = skew, .output_skew = skew});
+    check_case<Small>(
+        "vtrace bfloat16, all columns" + at, kVTrace, batch,
+        {.rewards = Element::kBfloat16, .others = Element::kBfloat16, .input_skew = skew, .output_skew = skew});
   }
 }
 
@@ -193,7 +204,8 @@ void check_same_bits() {
   }
 }
 
-// The same where a tile waits for more than 32 others, so that all warps of its block read words: the real kernel's groups.
+// The same where a tile waits for more than 32 others, so that all warps of its block read words: the real kernel's
+// groups.
 void check_groups() {
   const hpcrl::Gae undiscounted = {1.0, 1.0};  // every step depends on all later ones, in whatever group
   const packed::Batch batch = packed::batch_of({9, (kFewCases ? 40 : 300) * Grouped::kSteps}, 13);
@@ -224,7 +236,8 @@ void check_nan() {
     check(is_confined, "gae NaN", "left trajectory " + std::to_string(poisoned));
     check(is_complete, "gae NaN", "got lost in trajectory " + std::to_string(poisoned));
   }
-  for (float& ratio : batch.ratios) ratio = std::bit_cast<float>(0xFFFFFFFFu);  // reaches mul: must never read as "not yet"
+  for (float& ratio : batch.ratios)
+    ratio = std::bit_cast<float>(0xFFFFFFFFu);  // reaches mul: must never read as "not yet"
   const Result given = run<Tiny>(kVTrace, batch, options);
   bool all_nan = true;
   for (const float number : given.returns) all_nan = all_nan && std::isnan(number);
@@ -276,7 +289,8 @@ void check_all() {
 // Short trajectories and one of 40 tiles, moments: a block passes every barrier there is.
 void check_planted(int skipped_barrier) {
   const packed::Batch batch = packed::batch_of({7, 40 * Grouped::kSteps, 90, 2}, 16);
-  check_case<Grouped>("gae with a barrier left out", kGae, batch, {.moments = true, .launch = {.skipped_barrier = skipped_barrier}});
+  check_case<Grouped>("gae with a barrier left out", kGae, batch,
+                      {.moments = true, .launch = {.skipped_barrier = skipped_barrier}});
 }
 
 }  // namespace

@@ -18,6 +18,7 @@ from hpcrl.report.drawing import (
     drawing,
     mark_points,
     plain_numbers,
+    time_scale,
     to_svg,
 )
 from hpcrl.report.history import EPISODES_PER_MEAN, History, evaluation_mean
@@ -49,7 +50,7 @@ def learning_curves(history: History, steps_label: str) -> str:
         by_steps, by_time = figure.subplots(1, 2, sharey=True)
         steps = [float(iteration.steps_so_far) for iteration in history.iterations]
         seconds = [iteration.working_seconds for iteration in history.iterations]
-        scale, unit = _time_unit(history.working_seconds)
+        scale, unit = time_scale(history.working_seconds)
         _draw_returns(by_steps, history, steps)
         _draw_returns(by_time, history, [second / scale for second in seconds])
         by_steps.set(title="Episode return", xlabel=steps_label, ylabel="undiscounted return")
@@ -156,10 +157,3 @@ def update_statistics(statistics: Mapping[str, Sequence[tuple[int, float]]]) -> 
             axes.tick_params(labelbottom=True, labelsize=8)
             axes.locator_params(axis="y", nbins=4)
         return to_svg(figure, "statistics", "Statistics of the updates: " + ", ".join(statistics))
-
-
-def _time_unit(seconds: float) -> tuple[float, str]:
-    for size, name in ((3600.0, "hours"), (60.0, "minutes")):
-        if seconds > 3 * size:
-            return size, name
-    return 1.0, "seconds"

@@ -94,5 +94,18 @@ def plain_numbers(axes: Axes) -> None:
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
 
 
+def time_scale(seconds: float) -> tuple[float, str]:
+    """Unit of a time axis that long: its seconds and its name.
+
+    Example:
+        >>> time_scale(1.5), time_scale(45.0), time_scale(4 * 3600.0)
+        ((0.001, 'ms'), (1.0, 'seconds'), (3600.0, 'hours'))
+    """
+    for size, name in ((3600.0, "hours"), (60.0, "minutes")):
+        if seconds > 3 * size:
+            return size, name
+    return (1.0, "seconds") if seconds > 2.0 else (1e-3, "ms")
+
+
 def _attribute(text: str) -> str:
     return text.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from hpcrl.report.drawing import INK, MUTED, RED, STAGE_COLORS, drawing, to_svg
+from hpcrl.report.drawing import INK, MUTED, RED, STAGE_COLORS, drawing, time_scale, to_svg
 from hpcrl.report.record import Launch, RunRecord, StageRecord
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def whole_run(record: RunRecord) -> str:
     with drawing(11.2, 0.42 * len(names) + 1.15) as figure:
         axes = figure.subplots()
         begin, end = _bounds(record)
-        scale, unit = _unit(end - begin)
+        scale, unit = time_scale(end - begin)
         _mark_launches(axes, record.launches, begin, end, scale)
         if len(record.stages) <= _MOST_BARS:
             _draw_bars(axes, record.stages, names, begin, scale)
@@ -51,7 +51,7 @@ def newest_iterations(record: RunRecord) -> str:
     with drawing(11.2, 0.42 * len(names) + 1.05) as figure:
         axes = figure.subplots()
         end = max(stage.published for stage in shown)
-        scale, unit = (1e-3, "ms") if end - begin < 2.0 else _unit(end - begin)
+        scale, unit = time_scale(end - begin)
         for start, stop, number in _iteration_spans(shown, numbers):
             if number % 2:
                 axes.axvspan((start - begin) / scale, (stop - begin) / scale, color="#f3f5f8", linewidth=0)
@@ -123,9 +123,13 @@ def busy_shares(spans: Sequence[tuple[float, float]], edges: Float64) -> Float64
         >>> busy_shares([(0.0, 1.0), (1.5, 2.0)], np.array([0.0, 1.0, 2.0, 3.0]))
         array([1. , 0.5, 0. ])
     """
-    starts, stops = np.array(spans).reshape(-1, 2).T
-    # Seconds covered before each edge; spans of one stage do not overlap, but for clocks that differ.
-    covered = np.sum(np.clip(edges[:, None], starts, stops) - starts, axis=1)
+    moments = np.maximum.accumulate(np.sort(np.array(spans).reshape(-1, 2), axis=0).reshape(-1))
+    if not moments.size:
+        return np.zeros(len(edges) - 1)
+    seconds = np.zeros(len(moments))
+    seconds[1::2] = np.cumsum(moments[1::2] - moments[::2])
+    seconds[2::2] = seconds[1:-1:2]
+    covered = np.interp(edges, moments, seconds)
     shares: Float64 = np.clip(np.diff(covered) / np.diff(edges), 0.0, 1.0)
     return shares
 
@@ -155,10 +159,3 @@ def _finish(axes: Axes, names: Sequence[str], label: str) -> None:
     axes.grid(axis="y", visible=False)
     axes.tick_params(axis="y", length=0, labelcolor=INK)
     axes.set_xlabel(label)
-
-
-def _unit(seconds: float) -> tuple[float, str]:
-    for size, name in ((3600.0, "hours"), (60.0, "minutes")):
-        if seconds > 3 * size:
-            return size, name
-    return 1.0, "seconds"

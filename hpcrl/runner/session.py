@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from typing import NoReturn
 
 from hpcrl.comm import Collectives, leave, open_world
-from hpcrl.comm.exit_code import record_exit_code
 from hpcrl.errors import InputError
 from hpcrl.pipeline import Pipeline
 from hpcrl.runner.display import Display
@@ -33,8 +32,13 @@ def run_rank(pipeline: Pipeline, launch: Launch) -> NoReturn:
     # longer than a small stage.
     sys.setswitchinterval(0.0005)
     comm = open_world()
+    with StopFlag() as stop:
+        _run_and_leave(pipeline, launch, comm, stop)
+
+
+def _run_and_leave(pipeline: Pipeline, launch: Launch, comm: Collectives, stop: StopFlag) -> NoReturn:
     try:
-        code = _play(pipeline, launch, comm)
+        code = _play(pipeline, launch, comm, stop)
     except RefusedError as error:
         if comm.rank == 0:
             print(f"hpcrl run: {error}", file=sys.stderr, flush=True)
@@ -42,7 +46,6 @@ def run_rank(pipeline: Pipeline, launch: Launch) -> NoReturn:
     except InputError as error:
         # One rank may see alone that a file is damaged or the disk full; the others must not wait for it.
         print(f"hpcrl run: {error}", file=sys.stderr, flush=True)
-        record_exit_code(BAD_INPUT)
         comm.abort(BAD_INPUT)
     except Exception:
         traceback.print_exc()
@@ -50,7 +53,7 @@ def run_rank(pipeline: Pipeline, launch: Launch) -> NoReturn:
     leave(comm, code)
 
 
-def _play(pipeline: Pipeline, launch: Launch, comm: Collectives) -> int:
+def _play(pipeline: Pipeline, launch: Launch, comm: Collectives, stop: StopFlag) -> int:
     refused = None
     prepared = None
     if comm.rank == 0:
@@ -63,7 +66,7 @@ def _play(pipeline: Pipeline, launch: Launch, comm: Collectives) -> int:
         raise RefusedError(refused)
     prepared = comm.broadcast(prepared)
     assert prepared is not None  # rank 0 refused or prepared
-    with StopFlag() as stop, _hold_lease(prepared.run, comm):
+    with _hold_lease(prepared.run, comm):
         number = comm.broadcast(register_launch(prepared.run, launch, comm.size) if comm.rank == 0 else 0)
         position = comm.broadcast(_look(prepared) if comm.rank == 0 else None)
         assert position is not None

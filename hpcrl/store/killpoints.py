@@ -8,7 +8,7 @@ from collections import Counter
 
 from hpcrl.errors import InputError
 
-_DOCUMENTS = ("part", "manifest", "progress", "pipeline", "ledger", "lease")
+_DOCUMENTS = ("part", "manifest", "progress", "pipeline", "launch", "ledger", "lease")
 _PUBLISH_STEPS = (
     "before_write",
     "after_write",

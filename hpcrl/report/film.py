@@ -1,0 +1,229 @@
+"""A film strip: pictures of one episode, rendered from the newest checkpoint or taken from stored frames."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import dataclasses
+import io
+import os
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from hpcrl.data import Trajectories
+from hpcrl.envs import VectorEnv, make_env
+from hpcrl.errors import InputError
+from hpcrl.pipeline import evaluation
+from hpcrl.report.record import RunRecord
+from hpcrl.report.wording import number_text, plural
+from hpcrl.stages import Rollout
+from hpcrl.store.checkpoint import read_checkpoint
+from hpcrl.store.manifest import Manifest
+from hpcrl.store.shards import read_shard
+
+Picture = npt.NDArray[np.uint8]
+
+PICTURES = 12
+_MOST_STEPS = 2000
+_MOST_SECONDS = 8.0
+_WIDEST = 320
+"""Pixels; a wider picture is thinned out, for a strip shows it smaller anyway."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Film:
+    """Pictures with the step they were taken at; or none, and the reason."""
+
+    pictures: tuple[tuple[int, Picture], ...]
+    caption: str
+
+
+class _Strip:
+    """At most 2 x PICTURES - 1 evenly spaced pictures of an episode whose length is not known beforehand."""
+
+    def __init__(self) -> None:
+        self.kept: list[tuple[int, Picture]] = []
+        self._every = 1
+
+    def wants(self, step: int) -> bool:
+        return step % self._every == 0
+
+    def add(self, step: int, picture: Picture) -> None:
+        self.kept.append((step, picture))
+        if len(self.kept) == 2 * PICTURES:
+            self._every *= 2
+            self.kept = self.kept[::2]
+
+    def chosen(self) -> tuple[tuple[int, Picture], ...]:
+        return tuple(self.kept[index] for index in evenly(len(self.kept), PICTURES))
+
+
+def evenly(count: int, wanted: int) -> list[int]:
+    """At most `wanted` of 0 .. count - 1, first and last among them.
+
+    Example:
+        >>> evenly(9, 3), evenly(2, 5)
+        ([0, 4, 8], [0, 1])
+    """
+    return sorted({round(float(index)) for index in np.linspace(0, count - 1, min(count, wanted))})
+
+
+def film_of(record: RunRecord) -> Film:
+    """Stored frames where observations are images; else an episode played and rendered with the newest checkpoint."""
+    rollout = record.pipeline.rollout
+    if rollout is None:
+        return Film((), "No film: this run plays no environment; it learns from stored rollouts.")
+    stored = longest_trajectory(record, "frames")
+    if stored is not None:
+        return _stored_film(*stored)
+    manifest = newest_checkpoint(record)
+    if manifest is None:
+        return Film((), "No film yet: no checkpoint is published.")
+    try:
+        return _rendered_film(record, rollout, manifest)
+    except (InputError, ImportError) as error:
+        return Film((), f"No film: {error}")
+
+
+def longest_trajectory(record: RunRecord, field: str) -> tuple[Trajectories, int] | None:
+    """The longest trajectory of the newest kept rollout, if that has the field, and its iteration."""
+    kept = [stage for stage in record.of_stage("rollout") if not stage.is_removed]
+    if not kept:
+        return None
+    folder = record.run.stage(kept[-1].iteration, "rollout")
+    best: Trajectories | None = None
+    for file in kept[-1].manifest.files:
+        if "/shard-" not in file.name or not any(field in name.split("/") for name in file.checksums):
+            continue
+        block = read_shard(folder.file(file), record=file, verify=False)
+        index = int(np.argmax(block.lengths)) if block.num_trajectories else 0
+        if block.num_steps and (best is None or block.lengths[index] > best.lengths[0]):
+            best = block.select(np.array([index]))
+    return (best, kept[-1].iteration) if best is not None else None
+
+
+def newest_checkpoint(record: RunRecord) -> Manifest | None:
+    """The manifest of the newest stage whose checkpoint is kept."""
+    kept = [stage.manifest for stage in record.stages if not stage.is_removed and stage.manifest.holds_checkpoint]
+    return kept[-1] if kept else None
+
+
+def _stored_film(trajectory: Trajectories, iteration: int) -> Film:
+    frames = trajectory.ragged["frames"].values
+    lead = len(frames) - trajectory.num_steps - 1
+    shown = tuple((index, frames[lead + index]) for index in evenly(trajectory.num_steps + 1, PICTURES))
+    first = int(trajectory["episode_step"][0])
+    total = float(trajectory["rewards"].sum())
+    return Film(
+        tuple((first + index, np.asarray(picture)) for index, picture in shown),
+        f"What the policy saw: stored frames of the longest trajectory of iteration {iteration + 1}'s rollout "
+        f"(lane {int(trajectory['lane'][0])}, episode {int(trajectory['episode'][0])}, "
+        f"{plural(trajectory.num_steps, 'step')}, sum of rewards {number_text(total)}).",
+    )
+
+
+def _rendered_film(record: RunRecord, rollout: Rollout, manifest: Manifest) -> Film:
+    from hpcrl.ops.random import Draw
+
+    environment = make_env(
+        rollout.env,
+        lanes=range(1),
+        seed=record.pipeline.seed,
+        options={**rollout.env_options, "render_mode": "rgb_array"},
+        draw=Draw.EVALUATE_RESET,
+    )
+    with contextlib.closing(environment), _quiet_drawing():
+        strip, steps, total, ended = _play(record, rollout, environment, _load(record, rollout, environment, manifest))
+    pictures = strip.chosen()
+    if not pictures:
+        return Film((), f"No film: {rollout.env} draws no pictures.")
+    how = "greedy" if _is_greedy(record) else "drawn"
+    end = "to its end" if ended else "the beginning of an episode"
+    return Film(
+        pictures,
+        f"An episode played with the checkpoint of iteration {manifest.iteration + 1}, {how} actions: "
+        f"{plural(steps, 'step')}, {end}, return {number_text(total)}.",
+    )
+
+
+def _load(record: RunRecord, rollout: Rollout, environment: VectorEnv, manifest: Manifest) -> Any:
+    """The acting network as the checkpoint holds it."""
+    records = [file for file in manifest.files if "/checkpoint/" in file.name]
+    folder = record.run.stage(manifest.iteration, manifest.stage).file(records[0]).parent
+    checkpoint = read_checkpoint(folder, records, groups=[rollout.model])
+    config = record.pipeline.models[rollout.model]
+    model = config.build(environment.observation_space, environment.action_space, seed=0)
+    model.load_arrays(checkpoint.roles[rollout.model])
+    return model
+
+
+def _play(
+    record: RunRecord, rollout: Rollout, environment: VectorEnv, model: Any
+) -> tuple[_Strip, int, float, bool]:
+    """One episode; returns its strip, steps, return, and whether it ended in time."""
+    from hpcrl.ops.random import Draw, normals, uniforms
+
+    draw = normals if model.random_kind == "normal" else uniforms
+    greedy, count = _is_greedy(record), model.random_numbers_per_action
+    numbers: npt.NDArray[Any] = np.zeros((1, count))
+    strip, total, deadline = _Strip(), 0.0, time.monotonic() + _MOST_SECONDS
+    observations = environment.reset()
+    for step in range(_MOST_STEPS):
+        _take(strip, step, environment)
+        if not greedy:
+            numbers = draw(
+                record.pipeline.seed, np.zeros(1, np.int64), step=step, iteration=0, draw=Draw.EVALUATE_ACTION,
+                count=count,
+            )  # fmt: skip
+        actions, _, _ = model.act(observations, numbers, greedy=greedy)
+        result = environment.step(actions)
+        total += float(result.rewards[0])
+        if result.terminated[0] or result.truncated[0]:
+            return strip, step + 1, total, True
+        observations = result.observations
+        if time.monotonic() > deadline:
+            return strip, step + 1, total, False
+    return strip, _MOST_STEPS, total, False
+
+
+def _take(strip: _Strip, step: int, environment: VectorEnv) -> None:
+    if strip.wants(step):
+        picture = environment.render()
+        if picture is not None:
+            strip.add(step, np.asarray(picture))
+
+
+def _is_greedy(record: RunRecord) -> bool:
+    """As the run's own evaluation acts; greedy where it has none."""
+    stage = evaluation(record.pipeline)
+    return stage.greedy if stage is not None else True
+
+
+@contextlib.contextmanager
+def _quiet_drawing() -> Iterator[None]:
+    """Drawing libraries told that there is no screen, unless the user told them something."""
+    chosen = {"SDL_VIDEODRIVER": "dummy", "PYGAME_HIDE_SUPPORT_PROMPT": "1"}
+    if not os.environ.get("DISPLAY"):
+        chosen["MUJOCO_GL"] = "egl"
+    added = {name: value for name, value in chosen.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            del os.environ[name]
+
+
+def data_address(picture: Picture) -> str:
+    """A picture [H, W] or [H, W, 3] as the address of an embedded PNG."""
+    from matplotlib.image import imsave
+
+    thinned = picture[:: -(-picture.shape[1] // _WIDEST), :: -(-picture.shape[1] // _WIDEST)]
+    buffer = io.BytesIO()
+    grey = {"cmap": "gray", "vmin": 0, "vmax": 255} if thinned.ndim == 2 else {}
+    imsave(buffer, np.ascontiguousarray(thinned), format="png", **grey)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

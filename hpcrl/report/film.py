@@ -77,27 +77,35 @@ def film_of(record: RunRecord) -> Film:
     rollout = record.pipeline.rollout
     if rollout is None:
         return Film((), "No film: this run plays no environment; it learns from stored rollouts.")
-    stored = longest_trajectory(record, "frames")
-    if stored is not None:
-        return _stored_film(*stored)
-    manifest = newest_checkpoint(record)
-    if manifest is None:
-        return Film((), "No film yet: no checkpoint is published.")
     try:
+        if is_image(record):
+            return _stored_film(record)
+        manifest = newest_checkpoint(record)
+        if manifest is None:
+            return Film((), "No film yet: no checkpoint is kept.")
         return _rendered_film(record, rollout, manifest)
     except (InputError, ImportError) as error:
         return Film((), f"No film: {error}")
 
 
-def longest_trajectory(record: RunRecord, field: str) -> tuple[Trajectories, int] | None:
-    """The longest trajectory of the newest kept rollout, if that has the field, and its iteration."""
+def is_image(record: RunRecord) -> bool:
+    """Whether the run's observations are pictures: uint8, [H, W] (also stacks of them) or [H, W, 3]."""
+    space = record.document["spaces"]["observation_space"]
+    shape = space["shape"]
+    return space["dtype"] == "uint8" and (
+        record.document["spaces"]["frame_stack"] > 1 or len(shape) == 2 or (len(shape) == 3 and shape[2] == 3)
+    )
+
+
+def longest_trajectory(record: RunRecord) -> tuple[Trajectories, int] | None:
+    """The longest trajectory of the newest kept rollout, and its iteration; None where no rollout is kept."""
     kept = [stage for stage in record.of_stage("rollout") if not stage.is_removed]
     if not kept:
         return None
     folder = record.run.stage(kept[-1].iteration, "rollout")
     best: Trajectories | None = None
     for file in kept[-1].manifest.files:
-        if "/shard-" not in file.name or not any(field in name.split("/") for name in file.checksums):
+        if not file.name.rpartition("/")[2].startswith("shard-"):
             continue
         block = read_shard(folder.file(file), record=file, verify=False)
         index = int(np.argmax(block.lengths)) if block.num_trajectories else 0
@@ -112,32 +120,44 @@ def newest_checkpoint(record: RunRecord) -> Manifest | None:
     return kept[-1] if kept else None
 
 
-def _stored_film(trajectory: Trajectories, iteration: int) -> Film:
-    frames = trajectory.ragged["frames"].values
-    lead = len(frames) - trajectory.num_steps - 1
-    shown = tuple((index, frames[lead + index]) for index in evenly(trajectory.num_steps + 1, PICTURES))
+def _stored_film(record: RunRecord) -> Film:
+    stored = longest_trajectory(record)
+    if stored is None:
+        return Film((), "No film yet: no rollout is kept.")
+    trajectory, iteration = stored
+    pictures = _pictures(trajectory)
     first = int(trajectory["episode_step"][0])
     total = float(trajectory["rewards"].sum())
     return Film(
-        tuple((first + index, np.asarray(picture)) for index, picture in shown),
+        tuple((first + index, np.asarray(pictures[index])) for index in evenly(len(pictures), PICTURES)),
         f"What the policy saw: stored frames of the longest trajectory of iteration {iteration + 1}'s rollout "
         f"(lane {int(trajectory['lane'][0])}, episode {int(trajectory['episode'][0])}, "
         f"{plural(trajectory.num_steps, 'step')}, sum of rewards {number_text(total)}).",
     )
 
 
+def _pictures(trajectory: Trajectories) -> Picture:
+    """One picture per step of a single trajectory, and its final one, uint8[T + 1, H, W] or [T + 1, H, W, 3]."""
+    if "frames" in trajectory.ragged:
+        frames: Picture = trajectory.ragged["frames"].values[-(trajectory.num_steps + 1) :]
+        return frames
+    return np.concatenate([trajectory.steps["observations"], trajectory.per_trajectory["final_observations"]])
+
+
 def _rendered_film(record: RunRecord, rollout: Rollout, manifest: Manifest) -> Film:
     from hpcrl.ops.random import Draw
 
-    environment = make_env(
-        rollout.env,
-        lanes=range(1),
-        seed=record.pipeline.seed,
-        options={**rollout.env_options, "render_mode": "rgb_array"},
-        draw=Draw.EVALUATE_RESET,
-    )
-    with contextlib.closing(environment), _quiet_drawing():
-        strip, steps, total, ended = _play(record, rollout, environment, _load(record, rollout, environment, manifest))
+    with _quiet_drawing():
+        environment = make_env(
+            rollout.env,
+            lanes=range(1),
+            seed=record.pipeline.seed,
+            options={**rollout.env_options, "render_mode": "rgb_array"},
+            draw=Draw.EVALUATE_RESET,
+        )
+        with contextlib.closing(environment):
+            model = _load(record, rollout, environment, manifest)
+            strip, steps, total, ended = _play(record, environment, model)
     pictures = strip.chosen()
     if not pictures:
         return Film((), f"No film: {rollout.env} draws no pictures.")
@@ -161,9 +181,7 @@ def _load(record: RunRecord, rollout: Rollout, environment: VectorEnv, manifest:
     return model
 
 
-def _play(
-    record: RunRecord, rollout: Rollout, environment: VectorEnv, model: Any
-) -> tuple[_Strip, int, float, bool]:
+def _play(record: RunRecord, environment: VectorEnv, model: Any) -> tuple[_Strip, int, float, bool]:
     """One episode; returns its strip, steps, return, and whether it ended in time."""
     from hpcrl.ops.random import Draw, normals, uniforms
 

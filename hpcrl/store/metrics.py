@@ -13,6 +13,7 @@ from hpcrl.store.disk_errors import explain_write_errors
 from hpcrl.store.killpoints import reach
 from hpcrl.store.layout import METRICS, attempt_name
 from hpcrl.store.manifest import FileRecord, record_file
+from hpcrl.store.publish import write_all
 from hpcrl.store.run_folder import RunFolder
 from hpcrl.store.stage_folder import StageFolder
 
@@ -29,7 +30,7 @@ class MetricsWriter:
         self.path = path
         self.rows = 0
         with explain_write_errors(path):
-            self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+            self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)
         for row in carry:
             self.write(row)
 
@@ -38,9 +39,12 @@ class MetricsWriter:
         line = json.dumps(row, default=_plain).encode() + b"\n"
         reach("metrics.before_write")
         with explain_write_errors(self.path):
-            rest = memoryview(line)
-            while rest.nbytes:
-                rest = rest[os.write(self._descriptor, rest) :]
+            end = os.fstat(self._descriptor).st_size
+            try:
+                write_all(self._descriptor, line, end)
+            except OSError:
+                os.ftruncate(self._descriptor, end)  # half a line would spoil the rows that follow it
+                raise
         reach("metrics.after_write")
         self.rows += 1
 

@@ -91,7 +91,7 @@ class RunFolder:
 
     def remove_leftovers(self) -> None:
         """Removes temporary files that dead launches left beside the run's documents; for the lease's holder."""
-        for temporary in temporaries(self.path):
+        for temporary in [*temporaries(self.path), *temporaries(self.path / "launches")]:
             temporary.unlink(missing_ok=True)
 
     def ledger(self) -> list[dict[str, Any]]:

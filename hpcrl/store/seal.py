@@ -8,6 +8,7 @@ also holds each field's dtype and shape, a verified file is read by mapping it, 
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hpcrl.errors import CorruptFileError
+from hpcrl.errors import CorruptFileError, InputError
 from hpcrl.store.checksums import checksum_ranges
 from hpcrl.store.documents import seal, unseal
 from hpcrl.store.manifest import FileRecord
@@ -23,7 +24,7 @@ from hpcrl.store.manifest import FileRecord
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _SMALLEST = 4096
 _LARGEST = 1 << 20
-_BYTES_PER_FIELD = 256  # of the document; measured 190 to 230
+_HEAD_BYTES, _FIELD_BYTES, _AXIS_BYTES = 512, 192, 32  # upper bounds of the document's parts, names left out
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,12 @@ class Seal:
 
     def to_bytes(self) -> bytearray:
         """The user block: the document, then zeros."""
-        return bytearray(seal("shard", dataclasses.asdict(self)).ljust(self.user_block, b"\0"))
+        text = seal("shard", dataclasses.asdict(self))
+        if len(text) > self.user_block:
+            raise RuntimeError(
+                f"seal: want at most {self.user_block} bytes, given {len(text)}: user_block_bytes is wrong"
+            )
+        return bytearray(text.ljust(self.user_block, b"\0"))
 
     @classmethod
     def read(cls, descriptor: int, path: Path, size: int) -> Seal:
@@ -93,11 +99,19 @@ class Seal:
         }
 
 
-def user_block_bytes(num_fields: int) -> int:
-    """Room for the seal of so many fields: a power of two, as HDF5 demands."""
+def user_block_bytes(shapes: Mapping[str, Sequence[int]]) -> int:
+    """Room for the seal of data sets of these names and shapes: a power of two, as HDF5 demands.
+
+    Raises: InputError for more than one seal can hold, about 5000.
+    """
+    wanted = _HEAD_BYTES + sum(
+        _FIELD_BYTES + len(json.dumps(name)) + _AXIS_BYTES * len(shape) for name, shape in shapes.items()
+    )
     size = _SMALLEST
-    while size < 512 + _BYTES_PER_FIELD * num_fields:
+    while size < wanted:
         size *= 2
+    if size > _LARGEST:
+        raise InputError(f"fields: want at most about 5000 in one shard, given {len(shapes)}")
     return size
 
 

@@ -172,7 +172,7 @@ def _write(
 ) -> Seal:
     """Writes and fsyncs the whole file."""
     reach("shard.before_write")
-    user_block = user_block_bytes(len(arrays))
+    user_block = user_block_bytes({name: array.shape for name, array in arrays.items()})
     layout, starts = lay_out(user_block, arrays, attributes, compression)
     for start, piece in layout.pieces():
         write_all(descriptor, piece, start)

@@ -2,15 +2,19 @@
 // math.h.
 #pragma once
 
+#include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <limits>
+#include <memory>
 #include <random>
 #include <string>
 #include <vector>
 
-#include "ops.h"
+#include "kernels/ops.h"
 
 namespace packed {
 

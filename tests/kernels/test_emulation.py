@@ -36,8 +36,7 @@ def build(name: str, flags: list[str]) -> Path:
     if not program.exists():
         program.parent.mkdir(parents=True, exist_ok=True)
         unfinished = program.with_suffix(f".{os.getpid()}")
-        includes = ["-I", str(ROOT / "kernels"), "-I", str(ROOT / "tests" / "kernels")]
-        command = [COMPILER, *FLAGS, *flags, *includes, *map(str, sources), "-o", str(unfinished)]
+        command = [COMPILER, *FLAGS, *flags, "-I", str(ROOT), *map(str, sources), "-o", str(unfinished)]
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-4000:]
         unfinished.rename(program)

@@ -4,8 +4,8 @@
 
 #include <cstdio>
 
-#include "ops.h"
-#include "random_device.cuh"
+#include "kernels/ops.h"
+#include "kernels/random_device.cuh"
 
 namespace {
 

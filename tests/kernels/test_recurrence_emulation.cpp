@@ -13,7 +13,7 @@
 #include <cstdlib>
 
 #include "packed_batch.h"
-#include "recurrence_device.cuh"
+#include "kernels/recurrence_device.cuh"
 
 namespace {
 

@@ -48,6 +48,14 @@ def test_reading_gives_back_what_was_written(tmp_path: Path, trajectories: Traje
     assert record.bytes == (tmp_path / "s.h5").stat().st_size
 
 
+@pytest.mark.parametrize("count", [1, 20, 300])
+def test_any_number_of_fields_with_long_names(tmp_path: Path, count: int) -> None:
+    fields = {f"{index}-{'é' * 40}": np.full((2, 1, 1, 1, 1), index) for index in range(count)}
+    many = Trajectories(np.array([0, 2]), fields)
+    record = write(tmp_path / "s.h5", many)
+    assert_same(many, read_shard(tmp_path / "s.h5", record=record))
+
+
 @pytest.mark.parametrize("kind", ["gzip", "lzf"])
 @pytest.mark.parametrize("trajectories", [sample((2, 0, 7) * 40), EMPTY])
 def test_compression_is_a_choice_per_field(tmp_path: Path, kind: str, trajectories: Trajectories) -> None:

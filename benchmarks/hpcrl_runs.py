@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import runpy
 import subprocess
 import sys
 import tempfile
@@ -66,7 +67,7 @@ def cartpole(*, seed: int, ranks: int) -> Record:
     """
     pipeline = BENCHMARKS / "timed" / "cartpole.py"
     began = time.perf_counter()
-    every = EVALUATE_EVERY_STEPS // _steps_per_iteration(seed)
+    every = _iterations_between_evaluations(seed)
     with finished_run(pipeline, ranks=ranks, seed=seed, evaluate_every=every, times=TIMES_IN_A_ROW) as run:
         first = evaluations(run)
         with_evaluations = seconds_from_first_step(run)
@@ -78,7 +79,7 @@ def cartpole(*, seed: int, ranks: int) -> Record:
             raise RuntimeError(f"seed {seed}: the timed run gave {again}, the first {(last_iteration, last_mean)}")
         stages = stage_seconds(run)
         train_seconds = seconds_from_first_step(run) - stages.pop("evaluate", 0.0)
-        steps = sum(row["steps"] for row in read_metrics(run, "rollout"))
+        steps = sum(_manifest(run, iteration, "rollout").rows for iteration in run.iterations())
     stages["between stages, writing"] = train_seconds - sum(stages.values())
     return {
         "tool": "hpcrl",
@@ -94,16 +95,11 @@ def cartpole(*, seed: int, ranks: int) -> Record:
     }
 
 
-def _steps_per_iteration(seed: int) -> int:
-    """Steps of one iteration of the measured pipeline."""
-    sys.path.insert(0, str(BENCHMARKS / "timed"))
-    from cartpole import cartpole as pipeline  # type: ignore[import-not-found]
-
+def _iterations_between_evaluations(seed: int) -> int:
+    """Iterations of the measured pipeline that come nearest to 2,560 steps."""
+    pipeline = runpy.run_path(str(BENCHMARKS / "timed" / "cartpole.py"))["cartpole"]
     rollout = pipeline(seed=seed, evaluate_every=1, times=1).rollout
-    steps = int(rollout.num_envs * rollout.num_steps)
-    if EVALUATE_EVERY_STEPS % steps:
-        raise RuntimeError(f"want iterations that divide {EVALUATE_EVERY_STEPS} steps, given {steps}")
-    return steps
+    return max(1, round(EVALUATE_EVERY_STEPS / (rollout.num_envs * rollout.num_steps)))
 
 
 def pong(
@@ -179,8 +175,10 @@ def seconds_from_first_step(run: RunFolder) -> float:
     attempt's and the rollout's seconds, is a little before the first step: to hpcrl's disadvantage.
     """
     first = _manifest(run, 0, "rollout")
-    rollout_seconds = read_metrics(run, "rollout")[0]["seconds"]
-    began = _created(first) - first.seconds - rollout_seconds
+    rollout_seconds = [row["seconds"] for row in read_metrics(run, "rollout") if row["iteration"] == 0]
+    if not rollout_seconds:
+        raise RuntimeError(f"{run.path}: want a row of metrics for the first rollout, found none")
+    began = _created(first) - first.seconds - rollout_seconds[0]
     return max(_created(manifest) for manifest in _manifests(run)) - began
 
 

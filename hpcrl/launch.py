@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import platform
 import secrets
 import shutil
 import signal
@@ -20,6 +21,7 @@ from hpcrl.comm.lifeline import end_with_parent
 from hpcrl.comm.world import WORLD_SIZE, launched_under_mpi
 from hpcrl.errors import InputError
 from hpcrl.signals import BAD_INPUT, DONE, FAILED, REQUEUE, STOP_SIGNALS
+from hpcrl.store.processes import LAUNCHER
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
@@ -128,6 +130,7 @@ def _run_mpi(command: Sequence[str], ranks: int, variables: Mapping[str, str]) -
         "PYTHONUNBUFFERED": "1",  # lines appear as they are printed, not when a pipe's buffer is full
         **variables,
         WORLD_SIZE: str(ranks),
+        LAUNCHER: f"{platform.node()}:{os.getpid()}",
         EXIT_CODE_FILE: str(code_file),
     }
     with _Forwarding() as stop:

@@ -72,21 +72,27 @@ __device__ __forceinline__ void load_rows(const Column& column, const Place<Shap
                                           float (&rows)[Shape::kRows][kVector]) {
   const float* floats = static_cast<const float*>(column.data) + place.tile_begin;
   const unsigned short* halves = static_cast<const unsigned short*>(column.data) + place.tile_begin;
-  const bool is_float = column.element == Element::kFloat32;
+  if (!place.is_vector) {
 #pragma unroll
-  for (int row = 0; row < Shape::kRows; ++row) {
-    const int at = place.of_row(row);
-    if (!place.is_vector) {
+    for (int row = 0; row < Shape::kRows; ++row) {
 #pragma unroll
       for (int i = 0; i < kVector; ++i) {
+        const int at = place.of_row(row) + i;
         rows[row][i] = 0.0f;
-        if (place.holds(at + i)) rows[row][i] = is_float ? floats[at + i] : bf16_to_float(halves[at + i]);
+        if (!place.holds(at)) continue;
+        rows[row][i] = column.element == Element::kFloat32 ? floats[at] : bf16_to_float(halves[at]);
       }
-    } else if (is_float) {
-      const float4 four = __ldcs(reinterpret_cast<const float4*>(floats + at));
+    }
+  } else if (column.element == Element::kFloat32) {
+#pragma unroll
+    for (int row = 0; row < Shape::kRows; ++row) {
+      const float4 four = __ldcs(reinterpret_cast<const float4*>(floats + place.of_row(row)));
       rows[row][0] = four.x, rows[row][1] = four.y, rows[row][2] = four.z, rows[row][3] = four.w;
-    } else {
-      const uint2 four = __ldcs(reinterpret_cast<const uint2*>(halves + at));
+    }
+  } else {
+#pragma unroll
+    for (int row = 0; row < Shape::kRows; ++row) {
+      const uint2 four = __ldcs(reinterpret_cast<const uint2*>(halves + place.of_row(row)));
       rows[row][0] = __uint_as_float(four.x), rows[row][1] = __uint_as_float(four.y);
     }
   }
@@ -337,7 +343,8 @@ __device__ __forceinline__ void write_sums(const Place<Shape>& place, double (&s
 template <class Op, class Shape>
 __device__ __forceinline__ void recurrence_block(const RecurrenceTask& task, const Op& op, TileMemory<Shape>& memory) {
   if (threadIdx.x == 0) memory.ticket = atomicAdd(task.ticket, 1u) + 1u;
-  for (int i = threadIdx.x; i < Shape::kSteps / 4; i += Shape::kThreads) memory.ends[i] = 0;
+#pragma unroll
+  for (int row = 0; row < Shape::kRows; ++row) memory.ends[row * Shape::kThreads + threadIdx.x] = 0;
   __syncthreads();
   const int64_t tile = task.num_tiles - 1 - memory.ticket;
   const Place<Shape> place = place_of<Shape>(task, tile);
@@ -372,7 +379,10 @@ __device__ __forceinline__ void recurrence_block(const RecurrenceTask& task, con
   if (place.lane == 0) memory.spans[place.warp] = warp_span;
   __syncthreads();
   Span later_warps = empty_span();
-  for (int other = Shape::kWarps - 1; other > place.warp; --other) later_warps = join(memory.spans[other], later_warps);
+#pragma unroll
+  for (int other = Shape::kWarps - 1; other > 0; --other) {
+    if (other > place.warp) later_warps = join(memory.spans[other], later_warps);
+  }
 
   const float carry = exchange_with_tiles(task, tile, join(warp_span, later_warps), place, memory);
   double sums[2] = {0.0, 0.0};

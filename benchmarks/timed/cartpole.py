@@ -11,13 +11,13 @@ from hpcrl import Evaluate, Pipeline, Reached
 _MEASURED = Path(__file__).resolve().parents[2] / "pipelines" / "ppo_cartpole.py"
 
 
-def cartpole(seed: int, evaluate_every: int, times: int) -> Pipeline:
+def cartpole(evaluate_every: int, times: int, seed: int = 1) -> Pipeline:
     """The pipeline that is measured.
 
     Args:
-        seed: key of all randomness.
         evaluate_every: iterations between evaluations.
         times: evaluations in a row that must reach the target.
+        seed: key of all randomness.
     """
     given: Pipeline = runpy.run_path(str(_MEASURED))["ppo_cartpole"](seed=seed)
     stages = [

@@ -5,12 +5,16 @@ from __future__ import annotations
 from typing import Literal
 
 from hpcrl import PPO, Advantage, Cnn, Pipeline, Rollout, Update
+from hpcrl.stages import Stage
+
+_AS_THE_PEER = {"repeat_action_probability": 0.0}
+"""The game without sticky actions, as ale-py's vector environment is by default."""
 
 
 def pong(
-    num_envs: int,
-    num_steps: int,
-    num_iterations: int,
+    num_envs: int = 32,
+    num_steps: int = 64,
+    num_iterations: int = 3,
     num_epochs: int = 4,
     num_minibatches: int = 8,
     bf16: bool = False,
@@ -27,9 +31,12 @@ def pong(
         bf16: matrix products in bfloat16, acting and training.
         collect_with: play only, with this policy, and train nothing; "nothing": whole iterations.
     """
-    if collect_with != "nothing":
-        stages = [Rollout(env="ALE/Pong-v5", num_envs=num_envs, num_steps=num_steps, policy=collect_with)]
-    else:
+    policy = "random" if collect_with == "random" else "model"
+    rollout = Rollout(
+        env="ALE/Pong-v5", num_envs=num_envs, num_steps=num_steps, policy=policy, env_options=_AS_THE_PEER
+    )
+    stages: list[Stage] = [rollout]
+    if collect_with == "nothing":
         knobs = PPO(
             num_epochs=num_epochs,
             num_minibatches=num_minibatches,
@@ -39,11 +46,7 @@ def pong(
             entropy_coef=0.01,
             autocast="bf16" if bf16 else None,
         )
-        stages = [
-            Rollout(env="ALE/Pong-v5", num_envs=num_envs, num_steps=num_steps),
-            Advantage(gamma=0.99, gae_lambda=0.95),
-            Update(knobs),
-        ]
+        stages += [Advantage(gamma=0.99, gae_lambda=0.95), Update(knobs)]
     return Pipeline(
         name="pong-timed",
         num_iterations=num_iterations,

@@ -1,1 +1,1 @@
-"""What a user sees of a run: the HTML report, the TensorBoard files, the status. Reads the run folder, changes nothing."""
+"""What a user sees of a run: HTML report, TensorBoard files, status. Reads the run folder and changes nothing."""

@@ -58,24 +58,22 @@ def learning_curves(history: History, steps_label: str) -> str:
         plain_numbers(by_steps)
         handles, labels = by_steps.get_legend_handles_labels()
         if handles:
-            by_steps.legend(handles, labels, loc="best")
+            by_steps.legend(handles[::-1], labels[::-1], loc="best")
         return to_svg(figure, "learning", "Learning curves: episode return against steps and working time")
 
 
 def _draw_returns(axes: Axes, history: History, where: Sequence[float]) -> None:
-    finished = [(x, row.returns) for x, row in zip(where, history.iterations, strict=True) if len(row.returns)]
-    if finished:
-        xs = [x for x, _ in finished]
-        low, high = (
-            [float(np.quantile(returns, share)) for _, returns in finished] for share in (0.1, 0.9)
-        )  # fmt: skip
-        axes.fill_between(xs, low, high, color=BLUE, alpha=0.13, linewidth=0, label="middle 80 % of an iteration")
+    windows = [(x, newest) for x, newest in zip(where, history.newest_episodes(), strict=True) if newest]
+    if windows:
+        xs = [x for x, _ in windows]
+        low, high = np.array([np.quantile(newest, (0.1, 0.9)) for _, newest in windows]).T
+        axes.fill_between(xs, low, high, color=BLUE, alpha=0.13, linewidth=0, label="their middle 80 %")
         if history.episodes <= _MOST_DOTS:
-            dots = np.array([(x, value) for x, returns in finished for value in returns])
+            rows = zip(where, history.iterations, strict=True)
+            dots = np.array([(x, value) for x, row in rows for value in row.returns])
             axes.plot(dots[:, 0], dots[:, 1], ".", color=BLUE, alpha=0.3, markersize=3, markeredgewidth=0)
-        means = [(x, mean) for x, mean in zip(where, history.running_means(), strict=True) if mean is not None]
-        label = f"mean of {EPISODES_PER_MEAN} episodes"
-        axes.plot(*zip(*means, strict=True), color=BLUE, label=label, **mark_points(means))
+        means = [float(np.mean(newest)) for _, newest in windows]
+        axes.plot(xs, means, color=BLUE, label=f"mean of {EPISODES_PER_MEAN} episodes", **mark_points(means))
     evaluated = [(x, row) for x, row in zip(where, history.iterations, strict=True) if row.evaluation is not None]
     if evaluated:
         axes.plot(
@@ -88,7 +86,7 @@ def _draw_returns(axes: Axes, history: History, where: Sequence[float]) -> None:
             markeredgewidth=0.6,
             label="evaluation, mean",
         )
-    if not finished and not evaluated:
+    if not windows and not evaluated:
         axes.text(0.5, 0.5, "no episode has ended yet", transform=axes.transAxes, ha="center", color=MUTED)
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,7 +17,7 @@ BLUE, ORANGE, GREEN, PURPLE, RED, TEAL = "#2f6fb2", "#d9822b", "#3d9970", "#8757
 STAGE_COLORS = (BLUE, TEAL, ORANGE, GREEN, PURPLE, RED)
 """Stages in the pipeline's order; repeated after the sixth."""
 
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text: small, searchable, in the page's own font
     "font.size": 9.0,
     "text.color": INK,
@@ -65,12 +65,11 @@ def to_svg(figure: Figure, name: str, description: str) -> str:
         description: read aloud instead of the picture.
     """
     import matplotlib
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
 
     buffer = io.StringIO()
     nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):
-        FigureCanvasSVG(figure).print_svg(buffer, metadata=nothing)
+        figure.savefig(buffer, format="svg", metadata=nothing)
     text = buffer.getvalue()
     svg = text[text.index("<svg") :]
     # The metadata names vocabularies by their addresses; the page has no use for them.
@@ -81,10 +80,9 @@ def to_svg(figure: Figure, name: str, description: str) -> str:
     return svg.replace("<svg ", f'<svg role="img" aria-label="{_attribute(description)}" ', 1)
 
 
-def mark_points(values: object) -> dict[str, object]:
+def mark_points(values: Sized) -> dict[str, Any]:
     """Keyword arguments of a line: few points are shown as points, for a line through one point is invisible."""
-    length = len(values) if hasattr(values, "__len__") else 0
-    return {"marker": "o", "markersize": 3.5} if length <= 24 else {}
+    return {"marker": "o", "markersize": 3.5} if len(values) <= 24 else {}
 
 
 def plain_numbers(axes: Axes) -> None:

@@ -156,15 +156,15 @@ def _rendered_film(record: RunRecord, rollout: Rollout, manifest: Manifest) -> F
             draw=Draw.EVALUATE_RESET,
         )
         with contextlib.closing(environment):
+            observations = environment.reset()
+            if environment.render() is None:  # asked first: loading the model takes longer
+                return Film((), f"No film: {rollout.env} draws no pictures.")
             model = _load(record, rollout, environment, manifest)
-            strip, steps, total, ended = _play(record, environment, model)
-    pictures = strip.chosen()
-    if not pictures:
-        return Film((), f"No film: {rollout.env} draws no pictures.")
+            strip, steps, total, ended = _play(record, environment, model, observations)
     how = "greedy" if _is_greedy(record) else "drawn"
     end = "to its end" if ended else "the beginning of an episode"
     return Film(
-        pictures,
+        strip.chosen(),
         f"An episode played with the checkpoint of iteration {manifest.iteration + 1}, {how} actions: "
         f"{plural(steps, 'step')}, {end}, return {number_text(total)}.",
     )
@@ -181,7 +181,9 @@ def _load(record: RunRecord, rollout: Rollout, environment: VectorEnv, manifest:
     return model
 
 
-def _play(record: RunRecord, environment: VectorEnv, model: Any) -> tuple[_Strip, int, float, bool]:
+def _play(
+    record: RunRecord, environment: VectorEnv, model: Any, observations: npt.NDArray[Any]
+) -> tuple[_Strip, int, float, bool]:
     """One episode; returns its strip, steps, return, and whether it ended in time."""
     from hpcrl.ops.random import Draw, normals, uniforms
 
@@ -189,7 +191,6 @@ def _play(record: RunRecord, environment: VectorEnv, model: Any) -> tuple[_Strip
     greedy, count = _is_greedy(record), model.random_numbers_per_action
     numbers: npt.NDArray[Any] = np.zeros((1, count))
     strip, total, deadline = _Strip(), 0.0, time.monotonic() + _MOST_SECONDS
-    observations = environment.reset()
     for step in range(_MOST_STEPS):
         _take(strip, step, environment)
         if not greedy:
@@ -242,6 +243,6 @@ def data_address(picture: Picture) -> str:
 
     thinned = picture[:: -(-picture.shape[1] // _WIDEST), :: -(-picture.shape[1] // _WIDEST)]
     buffer = io.BytesIO()
-    grey = {"cmap": "gray", "vmin": 0, "vmax": 255} if thinned.ndim == 2 else {}
+    grey: dict[str, Any] = {"cmap": "gray", "vmin": 0, "vmax": 255} if thinned.ndim == 2 else {}
     imsave(buffer, np.ascontiguousarray(thinned), format="png", **grey)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

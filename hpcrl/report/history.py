@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -75,7 +76,7 @@ class History:
         steps_so_far = 0
         for number, stages in sorted(by_iteration.items()):
             rollout = stages.get("rollout")
-            update = next((stages[name].facts for name in reversed(trained) if name in stages), {})
+            update: Mapping[str, Any] = next((stages[name].facts for name in reversed(trained) if name in stages), {})
             evaluated = stages.get(evaluating.name) if evaluating is not None else None
             steps = rollout.manifest.rows if rollout is not None else 0
             if record.pipeline.rollout is None:
@@ -116,22 +117,26 @@ class History:
         """The one with the highest mean return; the first of equals."""
         return max(self.evaluated, key=evaluation_mean, default=None)
 
-    def running_means(self, field: str = "returns") -> list[float | None]:
-        """Mean of the newest 100 finished episodes after each iteration; None before the first one ended.
+    def newest_episodes(self, field: str = "returns") -> list[list[float]]:
+        """After each iteration, the newest 100 finished episodes.
 
         Args: field: "returns" or "lengths".
         """
         newest: list[float] = []
-        means: list[float | None] = []
+        found = []
         for iteration in self.iterations:
             newest = [*newest, *getattr(iteration, field)][-EPISODES_PER_MEAN:]
-            means.append(sum(newest) / len(newest) if newest else None)
-        return means
+            found.append(newest)
+        return found
+
+    def running_means(self, field: str = "returns") -> list[float | None]:
+        """Mean of the newest 100 finished episodes after each iteration; None before the first one ended."""
+        return [sum(newest) / len(newest) if newest else None for newest in self.newest_episodes(field)]
 
     def durations(self) -> list[float]:
         """Working seconds of each iteration, from the end of the one before it."""
         ends = [0.0, *(iteration.working_seconds for iteration in self.iterations)]
-        return [after - before for before, after in zip(ends, ends[1:], strict=False)]
+        return [after - before for before, after in itertools.pairwise(ends)]
 
 
 def evaluation_mean(iteration: Iteration) -> float:

@@ -41,5 +41,6 @@ def caption_of(trajectory: Trajectories, iteration: int) -> str:
     ending = Ending(int(trajectory["ending"][0])).name.lower()
     return (
         f"Instead, the longest trajectory of iteration {iteration + 1}'s stored rollout: lane "
-        f"{int(trajectory['lane'][0])}, episode {int(trajectory['episode'][0])}, {trajectory.num_steps} steps, {ending}."
+        f"{int(trajectory['lane'][0])}, episode {int(trajectory['episode'][0])}, "
+        f"{trajectory.num_steps} steps, {ending}."
     )

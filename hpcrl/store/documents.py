@@ -12,7 +12,7 @@ from hpcrl.store.checksums import checksum
 FORMAT_VERSION = 1
 """Version of everything hpcrl writes to a run folder; docs/formats.md lists what each version means."""
 
-_HEAD = b'{\n "checksum": "'
+_HEAD = b'{"checksum": "'
 _DIGITS = 32
 _NEXT = "; restore it from a copy, or move it away to have it made again"
 
@@ -27,7 +27,7 @@ def seal(kind: str, body: dict[str, Any]) -> bytes:
     """
     document = {"checksum": "0" * _DIGITS, "format": f"hpcrl-{kind}", "format_version": FORMAT_VERSION, **body}
     try:
-        text = json.dumps(document, indent=1).encode() + b"\n"
+        text = json.dumps(document).encode() + b"\n"
     except (TypeError, ValueError) as error:
         raise InputError(f"{kind}: want numbers, text, lists and mappings, given something else ({error})") from error
     return _HEAD + checksum(text).encode() + text[len(_HEAD) + _DIGITS :]

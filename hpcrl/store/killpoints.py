@@ -7,6 +7,7 @@ import signal
 from collections import Counter
 
 from hpcrl.errors import InputError
+from hpcrl.store.processes import local_launcher
 
 _DOCUMENTS = ("part", "manifest", "progress", "pipeline", "launch", "ledger", "lease")
 _PUBLISH_STEPS = (
@@ -50,13 +51,14 @@ _RANK_VARIABLES = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCI
 class _Killer:
     """Kills at the n-th passage of one point."""
 
-    def __init__(self, target: str) -> None:
+    def __init__(self, target: str, victim: int | None = None) -> None:
         self.point, _, passage = target.partition(":")
         if self.point not in ALL_POINTS:
             raise InputError(f"HPCRL_KILL_AT: want one of {', '.join(ALL_POINTS)}, given {self.point!r}")
         if passage and not (passage.isdecimal() and int(passage) >= 1):
             raise InputError(f"HPCRL_KILL_AT: want 'point' or 'point:n' with n >= 1, given {target!r}")
         self.passage = int(passage or 1)
+        self.victim = os.getpid() if victim is None else victim
         self.passed: Counter[str] = Counter()
 
     def reach(self, point: str) -> None:
@@ -64,7 +66,7 @@ class _Killer:
             raise InputError(f"kill point {point!r} is not listed in ALL_POINTS; add it there")
         self.passed[point] += 1
         if point == self.point and self.passed[point] == self.passage:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(self.victim, signal.SIGKILL)
 
 
 def _killer_from_environment() -> _Killer | None:
@@ -73,7 +75,11 @@ def _killer_from_environment() -> _Killer | None:
         return None
     wanted_rank = os.environ.get("HPCRL_KILL_RANK")
     rank = next((os.environ[name] for name in _RANK_VARIABLES if name in os.environ), "0")
-    killer = _Killer(target)
+    victim = os.environ.get("HPCRL_KILL_VICTIM") or "self"
+    launcher = local_launcher()
+    if victim not in ("self", "launcher") or (victim == "launcher" and launcher is None):
+        raise InputError(f"HPCRL_KILL_VICTIM: want 'self', or 'launcher' in a rank that one started, given {victim!r}")
+    killer = _Killer(target, launcher.pid if victim == "launcher" and launcher is not None else None)
     return killer if wanted_rank in (None, "", rank) else None
 
 
@@ -83,8 +89,8 @@ _killer = _killer_from_environment()
 def reach(point: str) -> None:
     """Passes a named point; SIGKILLs this process when HPCRL_KILL_AT chooses it.
 
-    HPCRL_KILL_AT is "point" or "point:n" (the n-th passage in this process), HPCRL_KILL_RANK narrows it to one rank.
-    Both are read once, when this module is imported; without them a passage costs one comparison.
+    HPCRL_KILL_AT is "point" or "point:n" (the n-th passage in this process), HPCRL_KILL_RANK narrows it to one rank,
+    HPCRL_KILL_VICTIM=launcher kills the process that started the ranks instead of this one. All are read once, when this module is imported; without them a passage costs one comparison.
     """
     if _killer is not None:
         _killer.reach(point)

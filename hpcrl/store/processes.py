@@ -10,8 +10,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from hpcrl.errors import InputError
+
+LAUNCHER: Final = "HPCRL_LAUNCHER"
+"""Environment variable: "host:pid" of the process that started this launch's ranks."""
 
 _POLL_SECONDS = 0.02
 
@@ -56,6 +60,14 @@ class Process:
 
     def __str__(self) -> str:
         return f"pid {self.pid} on {self.host}"
+
+
+def local_launcher() -> Process | None:
+    """The process that started this launch's ranks; None when there is none, or it runs or ran on another host."""
+    host, _, pid = os.environ.get(LAUNCHER, "").rpartition(":")
+    if host != platform.node() or not pid.isdecimal() or _state(int(pid)) is None:
+        return None
+    return Process.of(int(pid))
 
 
 def end_processes(

@@ -7,7 +7,6 @@ also holds each field's dtype and shape, a verified file is read by mapping it, 
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -67,7 +66,7 @@ class Seal:
 
     def to_bytes(self) -> bytearray:
         """The user block: the document, then zeros."""
-        text = seal("shard", dataclasses.asdict(self))
+        text = seal("shard", {**vars(self), "fields": {name: vars(field) for name, field in self.fields.items()}})
         if len(text) > self.user_block:
             raise RuntimeError(
                 f"seal: want at most {self.user_block} bytes, given {len(text)}: user_block_bytes is wrong"

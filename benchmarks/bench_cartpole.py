@@ -25,7 +25,7 @@ from programs import run_peer
 
 Record = Mapping[str, Any]
 
-# PyTorch threads of each peer, from `--compare-threads` on a 2-core machine.
+# PyTorch threads of each peer: matrices this small gain nothing from a second one; `--compare-threads` measures it.
 PEER_THREADS = {"cartpole_loop": 1, "cartpole_sb3": 1}
 CHOSEN_ON = frozenset(range(100, 120))
 WANTED_RATIO = 0.5

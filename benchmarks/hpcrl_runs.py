@@ -137,7 +137,7 @@ def _rate(run: RunFolder, *, last_stage: str, steps: int) -> Record:
 def episode_curve(path: Path, *, window: int) -> Curve:
     """Returns of the training episodes of a finished run, by the steps at which their iteration ended."""
     run = RunFolder.open(path)
-    pipeline = run.pipeline()
+    pipeline = run.pipeline()["pipeline"]
     rollouts = [(i, _manifest(run, i, "rollout")) for i in run.iterations()]
     seconds = [_created(manifest) - _created(rollouts[0][1]) for _, manifest in rollouts]
     curve = Curve(tool="hpcrl", env=_environment(pipeline), seed=int(pipeline["seed"]), window=window)
@@ -169,17 +169,14 @@ def stage_seconds(run: RunFolder, *, from_iteration: int = 0) -> dict[str, float
 
 
 def seconds_from_first_step(run: RunFolder) -> float:
-    """Wall seconds from the first environment step to the last publication, evaluations included.
+    """Wall seconds from the first rollout's beginning to the last publication, evaluations included.
 
-    The first rollout's attempt begins when the rollout hands on its first block, so that its manifest's time, less the
-    attempt's and the rollout's seconds, is a little before the first step: to hpcrl's disadvantage.
+    The rollout begins by making its environments: a little before the first step, to hpcrl's disadvantage.
     """
-    first = _manifest(run, 0, "rollout")
-    rollout_seconds = [row["seconds"] for row in read_metrics(run, "rollout") if row["iteration"] == 0]
-    if not rollout_seconds:
+    began = [row["began"] for row in read_metrics(run, "rollout") if row["iteration"] == 0]
+    if not began:
         raise RuntimeError(f"{run.path}: want a row of metrics for the first rollout, found none")
-    began = _created(first) - first.seconds - rollout_seconds[0]
-    return max(_created(manifest) for manifest in _manifests(run)) - began
+    return max(_created(manifest) for manifest in _manifests(run)) - began[0]
 
 
 def _manifests(run: RunFolder) -> Iterator[Manifest]:

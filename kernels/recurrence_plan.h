@@ -23,9 +23,10 @@ struct TileShape {
 template <class Op>
 constexpr int kNumColumns = 1 + Op::kReadsValues + Op::kReadsActionValues + Op::kReadsRatios;
 
-// Rows by columns: as many as 72 registers a thread take without a spill, so that seven blocks of 128 threads fit on a
-// multiprocessor. What they read and write together (GAE: 7 * 2048 steps * 16 bytes = 229 KB) covers a block's lifetime
-// of 7 us at 4.3 TB/s on 132 multiprocessors; the ticket, the loads, the scan and the wait take about 4 us.
+// Rows by columns: as many as go into registers while six or seven blocks of 128 threads stay on a multiprocessor. What
+// these read and write (GAE: 7 * 2048 steps * 16 bytes = 229 KB; the others 172 to 184 KB) covers a block's lifetime of
+// 7 us (5.3 us) at 4.3 TB/s on 132 multiprocessors; the ticket, the loads, the scan and the wait are thought to take
+// about 4 us.
 constexpr int kRowsByColumns[] = {0, 6, 4, 3, 2};
 constexpr int kDeviceThreads = 128, kDeviceGroup = 256;
 template <class Op>

@@ -4,18 +4,20 @@ from hpcrl import PPO, Advantage, Evaluate, Mlp, Pipeline, Reached, Rollout, Upd
 
 
 def ppo_cartpole(
-    num_envs: int = 32,
-    num_steps: int = 32,
-    learning_rate: float = 1e-3,
-    num_iterations: int = 100,
+    num_envs: int = 64,
+    num_steps: int = 40,
+    learning_rate: float = 4e-3,
+    num_iterations: int = 24,
     seed: int = 1,
 ) -> Pipeline:
     """PPO on CartPole.
 
+    The defaults were chosen on seeds 100 to 119 for the fewest seconds to the target; all twenty solve it.
+
     Args:
         num_envs: environments stepped in parallel, over all blocks.
         num_steps: steps per environment and iteration.
-        learning_rate: Adam step size at the first iteration.
+        learning_rate: Adam step size at the first iteration; falls along a cosine to 0 at the last.
         num_iterations: iterations at most; evaluation stops the run earlier.
         seed: key of all randomness.
     """
@@ -23,11 +25,20 @@ def ppo_cartpole(
         name="ppo-cartpole",
         num_iterations=num_iterations,
         seed=seed,
-        models={"actor": Mlp(hidden=(64, 64))},
+        models={"actor": Mlp(hidden=(64, 64), normalize_observations=True)},
         stages=[
             Rollout(env="CartPole-v1", num_envs=num_envs, num_steps=num_steps),
-            Advantage(gamma=0.98, gae_lambda=0.8),
-            Update(PPO(num_epochs=10, num_minibatches=4, clip_range=0.2, learning_rate=learning_rate)),
-            Evaluate(every=2, episodes=20, stop_when=Reached("return", 475, times=3)),
+            Advantage(gamma=0.98, gae_lambda=0.98),
+            Update(
+                PPO(
+                    num_epochs=3,
+                    num_minibatches=8,
+                    learning_rate=learning_rate,
+                    learning_rate_schedule="cosine",
+                    value_coef=1.0,
+                    normalize_advantages="batch",
+                )
+            ),
+            Evaluate(every=1, episodes=20, stop_when=Reached("return", 475, times=3)),
         ],
     )

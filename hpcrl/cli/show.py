@@ -75,7 +75,8 @@ def _stage(stage: Stage, pipeline: Pipeline, description: EnvDescription, batch:
         yield f"    plays      {_environment(pipeline, description)}"
     if isinstance(stage, Evaluate) and stage.stop_when is not None:
         rule = stage.stop_when
-        yield f"    stops      the run when the mean {rule.metric} reaches {rule.threshold:g}, {rule.times} times in a row"
+        times = f", {rule.times} times in a row" if rule.times > 1 else ""
+        yield f"    stops      the run when the mean {rule.metric} reaches {rule.threshold:g}{times}"
     if stage.reads:
         yield f"    reads      {', '.join(stage.reads)}"
     fields = fields_of(stage, description)

@@ -11,7 +11,6 @@ import numpy.typing as npt
 from hpcrl.report.drawing import (
     BLUE,
     GREEN,
-    MUTED,
     ORANGE,
     PURPLE,
     STAGE_COLORS,
@@ -45,7 +44,7 @@ _NOT_STATISTICS = ("seconds", "steps", "checkpoint", "early_stop", "optimizer_st
 
 
 def learning_curves(history: History, steps_label: str) -> str:
-    """Episode returns against steps and against working time, evaluations as points."""
+    """Episode returns against steps and against working time, evaluations as points; there must be one of either."""
     with drawing(11.2, 3.6) as figure:
         by_steps, by_time = figure.subplots(1, 2, sharey=True)
         steps = [float(iteration.steps_so_far) for iteration in history.iterations]
@@ -86,8 +85,6 @@ def _draw_returns(axes: Axes, history: History, where: Sequence[float]) -> None:
             markeredgewidth=0.6,
             label="evaluation, mean",
         )
-    if not windows and not evaluated:
-        axes.text(0.5, 0.5, "no episode has ended yet", transform=axes.transAxes, ha="center", color=MUTED)
 
 
 def throughput(history: History, stages: Sequence[str]) -> str:

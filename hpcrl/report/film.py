@@ -8,7 +8,7 @@ import dataclasses
 import io
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Container, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from hpcrl.report.record import RunRecord
 from hpcrl.report.wording import number_text, plural
 from hpcrl.stages import Rollout
 from hpcrl.store.checkpoint import read_checkpoint
+from hpcrl.store.layout import iteration_name
 from hpcrl.store.manifest import Manifest
 from hpcrl.store.shards import read_shard
 
@@ -29,7 +30,7 @@ Picture = npt.NDArray[np.uint8]
 
 PICTURES = 12
 _MOST_STEPS = 2000
-_MOST_SECONDS = 8.0
+_MOST_SECONDS = 5.0
 _WIDEST = 320
 """Pixels; a wider picture is thinned out, for a strip shows it smaller anyway."""
 
@@ -40,26 +41,6 @@ class Film:
 
     pictures: tuple[tuple[int, Picture], ...]
     caption: str
-
-
-class _Strip:
-    """At most 2 x PICTURES - 1 evenly spaced pictures of an episode whose length is not known beforehand."""
-
-    def __init__(self) -> None:
-        self.kept: list[tuple[int, Picture]] = []
-        self._every = 1
-
-    def wants(self, step: int) -> bool:
-        return step % self._every == 0
-
-    def add(self, step: int, picture: Picture) -> None:
-        self.kept.append((step, picture))
-        if len(self.kept) == 2 * PICTURES:
-            self._every *= 2
-            self.kept = self.kept[::2]
-
-    def chosen(self) -> tuple[tuple[int, Picture], ...]:
-        return tuple(self.kept[index] for index in evenly(len(self.kept), PICTURES))
 
 
 def evenly(count: int, wanted: int) -> list[int]:
@@ -125,18 +106,18 @@ def _stored_film(record: RunRecord) -> Film:
     if stored is None:
         return Film((), "No film yet: no rollout is kept.")
     trajectory, iteration = stored
-    pictures = _pictures(trajectory)
+    pictures = pictures_of(trajectory)
     first = int(trajectory["episode_step"][0])
     total = float(trajectory["rewards"].sum())
     return Film(
         tuple((first + index, np.asarray(pictures[index])) for index in evenly(len(pictures), PICTURES)),
-        f"What the policy saw: stored frames of the longest trajectory of iteration {iteration + 1}'s rollout "
+        f"What the policy saw: stored frames of the longest trajectory of {iteration_name(iteration)}'s rollout "
         f"(lane {int(trajectory['lane'][0])}, episode {int(trajectory['episode'][0])}, "
         f"{plural(trajectory.num_steps, 'step')}, sum of rewards {number_text(total)}).",
     )
 
 
-def _pictures(trajectory: Trajectories) -> Picture:
+def pictures_of(trajectory: Trajectories) -> Picture:
     """One picture per step of a single trajectory, and its final one, uint8[T + 1, H, W] or [T + 1, H, W, 3]."""
     if "frames" in trajectory.ragged:
         frames: Picture = trajectory.ragged["frames"].values[-(trajectory.num_steps + 1) :]
@@ -156,17 +137,20 @@ def _rendered_film(record: RunRecord, rollout: Rollout, manifest: Manifest) -> F
             draw=Draw.EVALUATE_RESET,
         )
         with contextlib.closing(environment):
-            observations = environment.reset()
+            environment.reset()
             if environment.render() is None:  # asked first: loading the model takes longer
                 return Film((), f"No film: {rollout.env} draws no pictures.")
             model = _load(record, rollout, environment, manifest)
-            strip, steps, total, ended = _play(record, environment, model, observations)
+            # Played twice: pictures can take longer than everything else, so only those that are shown are drawn.
+            played = _play(record, environment, model, ())
+            chosen = evenly(played.steps, PICTURES)
+            pictures = _play(record, environment, model, chosen).pictures
     how = "greedy" if _is_greedy(record) else "drawn"
-    end = "to its end" if ended else "the beginning of an episode"
+    end = "to its end" if played.ended else "the beginning of an episode"
     return Film(
-        strip.chosen(),
-        f"An episode played with the checkpoint of iteration {manifest.iteration + 1}, {how} actions: "
-        f"{plural(steps, 'step')}, {end}, return {number_text(total)}.",
+        tuple(pictures.items()),
+        f"An episode played with the checkpoint of {iteration_name(manifest.iteration)}, {how} actions: "
+        f"{plural(played.steps, 'step')}, {end}, return {number_text(played.total)}.",
     )
 
 
@@ -181,18 +165,31 @@ def _load(record: RunRecord, rollout: Rollout, environment: VectorEnv, manifest:
     return model
 
 
-def _play(
-    record: RunRecord, environment: VectorEnv, model: Any, observations: npt.NDArray[Any]
-) -> tuple[_Strip, int, float, bool]:
-    """One episode; returns its strip, steps, return, and whether it ended in time."""
+@dataclasses.dataclass(frozen=True)
+class _Played:
+    """One episode, or its beginning."""
+
+    steps: int
+    total: float
+    """Sum of its rewards."""
+    ended: bool
+    pictures: Mapping[int, Picture]
+    """Step -> what it looked like before that step's action."""
+
+
+def _play(record: RunRecord, environment: VectorEnv, model: Any, steps_to_draw: Container[int]) -> _Played:
+    """Plays episode 0; the same at every call."""
     from hpcrl.ops.random import Draw, normals, uniforms
 
     draw = normals if model.random_kind == "normal" else uniforms
     greedy, count = _is_greedy(record), model.random_numbers_per_action
     numbers: npt.NDArray[Any] = np.zeros((1, count))
-    strip, total, deadline = _Strip(), 0.0, time.monotonic() + _MOST_SECONDS
+    pictures: dict[int, Picture] = {}
+    total, deadline = 0.0, time.monotonic() + _MOST_SECONDS
+    observations = environment.reset()
     for step in range(_MOST_STEPS):
-        _take(strip, step, environment)
+        if step in steps_to_draw and (picture := environment.render()) is not None:
+            pictures[step] = np.asarray(picture)
         if not greedy:
             numbers = draw(
                 record.pipeline.seed, np.zeros(1, np.int64), step=step, iteration=0, draw=Draw.EVALUATE_ACTION,
@@ -201,19 +198,11 @@ def _play(
         actions, _, _ = model.act(observations, numbers, greedy=greedy)
         result = environment.step(actions)
         total += float(result.rewards[0])
-        if result.terminated[0] or result.truncated[0]:
-            return strip, step + 1, total, True
+        ended = bool(result.terminated[0] or result.truncated[0])
+        if ended or time.monotonic() > deadline:
+            return _Played(step + 1, total, ended, pictures)
         observations = result.observations
-        if time.monotonic() > deadline:
-            return strip, step + 1, total, False
-    return strip, _MOST_STEPS, total, False
-
-
-def _take(strip: _Strip, step: int, environment: VectorEnv) -> None:
-    if strip.wants(step):
-        picture = environment.render()
-        if picture is not None:
-            strip.add(step, np.asarray(picture))
+    return _Played(_MOST_STEPS, total, False, pictures)
 
 
 def _is_greedy(record: RunRecord) -> bool:

@@ -10,6 +10,7 @@ from hpcrl.report.disk import bytes_by_stage, bytes_on_disk
 from hpcrl.report.history import EPISODES_PER_MEAN, History, evaluation_mean
 from hpcrl.report.record import RunRecord
 from hpcrl.report.wording import bytes_text, count_text, number_text, plural, seconds_text
+from hpcrl.store.layout import iteration_name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,13 +88,18 @@ def sections(record: RunRecord) -> list[Section]:
 def _learning(record: RunRecord, history: History) -> str:
     if not history.iterations:
         return markup.paragraph("Nothing is published yet.", "note")
-    parts = [markup.figure(curves.learning_curves(history, _steps_name(record)))]
-    if not history.episodes and record.pipeline.rollout is not None:
-        parts.append(markup.paragraph("No training episode has ended yet.", "note"))
+    parts = []
+    if history.episodes or history.evaluated:
+        parts.append(markup.figure(curves.learning_curves(history, _steps_name(record))))
+    elif record.pipeline.rollout is not None:
+        parts.append(markup.paragraph("No episode has ended yet, so there are no returns to draw.", "note"))
+    else:
+        parts.append(markup.paragraph("Nothing is played here: the run learns from stored rollouts.", "note"))
     if history.evaluated:
         rows = [
             (
                 row.number + 1,
+                iteration_name(row.number),
                 count_text(row.steps_so_far),
                 number_text(evaluation_mean(row)),
                 number_text(min(row.evaluation["returns"])),
@@ -103,7 +109,7 @@ def _learning(record: RunRecord, history: History) -> str:
             for row in history.evaluated
             if row.evaluation is not None
         ]
-        head = ("iteration", "steps", "mean return", "lowest", "highest", "mean length")
+        head = ("iteration", "folder", "steps", "mean return", "lowest", "highest", "mean length")
         parts.append(markup.folded(plural(len(rows), "evaluation"), markup.table(head, rows)))
     return "".join(parts)
 

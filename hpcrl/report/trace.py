@@ -6,6 +6,7 @@ import numpy as np
 
 from hpcrl.data import Ending, Trajectories
 from hpcrl.report.drawing import BLUE, ORANGE, STAGE_COLORS, drawing, to_svg
+from hpcrl.store.layout import iteration_name
 
 _MOST_LINES = 6
 """More components than this would not be told apart."""
@@ -40,7 +41,7 @@ def caption_of(trajectory: Trajectories, iteration: int) -> str:
     """Which trajectory it is."""
     ending = Ending(int(trajectory["ending"][0])).name.lower()
     return (
-        f"Instead, the longest trajectory of iteration {iteration + 1}'s stored rollout: lane "
+        f"Instead, the longest trajectory of {iteration_name(iteration)}'s stored rollout: lane "
         f"{int(trajectory['lane'][0])}, episode {int(trajectory['episode'][0])}, "
         f"{trajectory.num_steps} steps, {ending}."
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import time
 from collections.abc import Iterator, Mapping
@@ -14,10 +15,11 @@ from hpcrl.residents import Residents
 from hpcrl.runner.display import Display
 from hpcrl.runner.handoff import Handoff, Source, merge_facts
 from hpcrl.runner.output import StageOutput
-from hpcrl.runner.position import Position, load_checkpoint, previous_facts
+from hpcrl.runner.position import Position, checkpoint_of, load_checkpoint, previous_facts, previous_scores
 from hpcrl.runner.prepare import Launch, Prepared
 from hpcrl.signals import DONE, REQUEUE, StopFlag
 from hpcrl.stages import Environments, Rollout, Stage, StageContext, StageInterruptedError
+from hpcrl.store.machine import machine_facts
 from hpcrl.store.retention import Retention
 from hpcrl.store.run_folder import RunFolder
 from hpcrl.store.writer import WriteBehind
@@ -59,15 +61,17 @@ class Loop:
         self.retention = Retention(self.run, self.pipeline.keep)
         self._tidied = time.monotonic()
         self._tidied_iteration = position.first_iteration
-        self._scores: dict[int, float] = {}
+        self._scores = previous_scores(self.run) if comm.rank == 0 else {}
 
     def play(self) -> int:
         """Run until the last iteration, a stopping evaluation, or a request to stop; returns the exit code."""
         self._load()
         try:
+            if self.stop.agreed(self.comm):
+                return self._interrupted()
             for iteration in range(self.position.first_iteration, self.pipeline.num_iterations):
                 if not self._iteration(iteration):
-                    return self._interrupted(iteration)
+                    return self._interrupted()
                 if self._evaluation_stops(iteration):
                     break
             if self.comm.rank == 0:
@@ -82,6 +86,8 @@ class Loop:
         import torch
 
         torch.set_num_threads(self.pipeline.compute_threads)
+        # Looking up library versions takes a while the first time; not while the first shard is written.
+        machine_facts(self.pipeline.compute_threads)
         trained = [stage.name for stage in self.pipeline.stages if stage.trains is not None]
         if self.position.checkpoint_path is not None and trained:
             checkpoint = load_checkpoint(self.run, self.position, trained[-1])
@@ -93,12 +99,10 @@ class Loop:
         for index, stage in enumerate(self.pipeline.stages):
             if not stage.due(iteration) or self._is_done(stage, iteration):
                 continue
-            try:
+            # A stage that breaks off was asked to, here or on another rank.
+            with contextlib.suppress(StageInterruptedError):
                 self._run_stage(index, stage, iteration)
-                interrupted = False
-            except StageInterruptedError:
-                interrupted = True
-            if self.comm.any(interrupted or self.stop.requested):
+            if self.stop.agreed(self.comm):
                 return False
         self.handoff.forget(before=iteration)
         if self.comm.rank == 0 and time.monotonic() - self._tidied > _TIDY_SECONDS:
@@ -227,17 +231,25 @@ class Loop:
             if folder.is_done():
                 folder.remove_leftovers()
         before = range(iterations.stop - 1, -1, -1)
-        newest = next((iteration for iteration in before if self._has_checkpoint(iteration)), 0)
+        newest = next((iteration for iteration in before if self._left_checkpoint(iteration)), 0)
         unsettled = range(newest, iterations.stop)
         needed = {(iteration, stage.name) for iteration in unsettled for stage in self.pipeline.stages}
         self.retention.apply(needed, scores)
+
+    def _left_checkpoint(self, iteration: int) -> bool:
+        """Whether a checkpoint is there: an earlier launch may have had another `checkpoint_every`."""
+        return any(
+            checkpoint_of(self.run.stage(iteration, stage.name)) is not None
+            for stage in self.pipeline.stages
+            if stage.trains is not None
+        )
 
     def _has_checkpoint(self, iteration: int) -> bool:
         """Whether the update of an iteration leaves a checkpoint."""
         last = iteration == self.pipeline.num_iterations - 1
         return last or (iteration + 1) % self.pipeline.checkpoint_every == 0
 
-    def _interrupted(self, iteration: int) -> int:
+    def _interrupted(self) -> int:
         self.writer.flush()
         self.comm.barrier()
         return REQUEUE

@@ -76,8 +76,11 @@ class StageOutput:
         self._blocks[block] = (trajectories, lanes, part_facts)
 
     def finish(self) -> None:
-        """The stage has run: write and publish this rank's blocks together, with one fsync of each folder."""
-        if self._blocks:
+        """The stage has run: write and publish this rank's blocks together, with one fsync of each folder.
+
+        Also with nothing to write: a dead launch may have published the last part, and died before the manifest.
+        """
+        if self._blocks or self._finished:
             blocks, self._blocks = self._blocks, {}
             held = [part for fields, lanes, _ in blocks.values() for part in (fields, lanes) if part is not None]
             self._submit(lambda: self._write_blocks(blocks), sum(part.num_bytes for part in held), "blocks")
@@ -125,6 +128,11 @@ class StageOutput:
         return self._attempt
 
     def _write_blocks(self, blocks: Mapping[int, _Block]) -> None:
+        if blocks:
+            self._publish_blocks(blocks)
+        self._folder.publish_if_complete(self._num_blocks, merge=merge_facts)
+
+    def _publish_blocks(self, blocks: Mapping[int, _Block]) -> None:
         attempt = self._begin()
         parts = {}
         for block, (trajectories, lanes, facts) in blocks.items():
@@ -138,7 +146,6 @@ class StageOutput:
             parts[block] = (files, facts)
         self._write_metrics(attempt)
         attempt.publish_parts(parts)
-        self._folder.publish_if_complete(self._num_blocks, merge=merge_facts)
 
     def _write_whole(self, tensors: Mapping[str, Mapping[str, Array]], extra: Mapping[str, object]) -> None:
         attempt = self._begin()

@@ -82,11 +82,25 @@ def load_checkpoint(run: RunFolder, position: Position, trained: str) -> Checkpo
 
 
 def clear_leftovers(run: RunFolder, position: Position) -> None:
-    """Remove what a dead launch wrote and nothing published refers to."""
+    """Remove what dead launches wrote and nothing published refers to.
+
+    Older iterations too: a launch tidies up every few seconds, so one that was killed leaves parts of many behind.
+    """
     for iteration in run.iterations():
-        if iteration >= position.first_iteration - 1:
-            for folder in run.stages(iteration):
+        for folder in run.stages(iteration):
+            if iteration >= position.first_iteration - 1 or has_leftovers(folder):
                 folder.remove_leftovers()
+
+
+def has_leftovers(folder: StageFolder) -> bool:
+    """Whether a stage folder holds more than its manifest and one attempt: a look at its names only."""
+    return sum(1 for _ in folder.path.iterdir()) > 2
+
+
+def previous_scores(run: RunFolder) -> dict[int, float]:
+    """Iteration -> mean return of its evaluation, of every evaluation published; for the retention of the best."""
+    evaluated = [run.stage(iteration, "evaluate").manifest() for iteration in run.iterations()]
+    return {manifest.iteration: manifest.extra["return_mean"] for manifest in evaluated if manifest is not None}
 
 
 def previous_facts(run: RunFolder, stage: str, before: int) -> list[Mapping[str, Any]]:

@@ -7,6 +7,7 @@ import datetime
 import json
 import os
 import platform
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -16,12 +17,18 @@ from hpcrl.data.configuration import differences, from_plain, to_plain
 from hpcrl.envs import EnvDescription, Space
 from hpcrl.errors import CorruptFileError, InputError
 from hpcrl.pipeline import Pipeline, refuse_changes
+from hpcrl.residents import Residents
 from hpcrl.store.checkpoint import read_checkpoint, write_checkpoint
+from hpcrl.store.lease import Lease
+from hpcrl.store.layout import numbered
 from hpcrl.store.machine import machine_facts
 from hpcrl.store.manifest import FileRecord
 from hpcrl.store.publish import make_folder, publish
 from hpcrl.store.run_folder import RunFolder
 from hpcrl.store.stage_folder import StageFolder
+
+INITIAL = "initial"
+"""Folder of the checkpoint that a branch starts from."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,33 +65,70 @@ def check_pipeline(pipeline: Pipeline) -> EnvDescription:
     return stored_description(RunFolder.open(Path(pipeline.inputs)).pipeline())
 
 
-def check_resumable(pipeline: Pipeline, launch: Launch) -> None:
-    """Everything that `open_run` refuses, found out without writing anything.
+def check_resumable(pipeline: Pipeline, launch: Launch) -> EnvDescription:
+    """Everything about the input that can be refused, found out without writing anything.
 
     Raises: InputError.
     """
-    check_pipeline(pipeline)
+    description = check_pipeline(pipeline)
     path = launch.run
     if RunFolder.exists(path) and not launch.fresh:
-        changed = differences(RunFolder.open(path).pipeline()["pipeline"], pipeline.plain())
-        refuse_changes(changed, str(path))
-    elif not RunFolder.exists(path):
-        _refuse_foreign_folder(path)
+        stored = RunFolder.open(path).pipeline()
+        refuse_changes(differences(stored["pipeline"], pipeline.plain()), str(path))
         if launch.branch_from is not None:
-            _branch_source(launch.branch_from)
+            _refuse_another_branch(path, stored, launch.branch_from)
+        return description
+    if not RunFolder.exists(path):
+        _refuse_foreign_folder(path)
+    if launch.branch_from is not None:
+        _branch_source(launch.branch_from)
+    return description
+
+
+def check_models(pipeline: Pipeline, description: EnvDescription) -> None:
+    """Whether every model fits the environment's spaces; builds them, so this is for a rank, which has PyTorch loaded.
+
+    Raises: InputError; nothing is written.
+    """
+    residents = Residents(
+        pipeline.models, description.observation_space, description.action_space, pipeline.seed
+    )
+    for role in pipeline.models:
+        residents.get(role)
 
 
 def _refuse_foreign_folder(path: Path) -> None:
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise InputError(f"{path}: want an empty or missing folder, given one that holds no run; use --run DIR")
+    """Only what a start leaves that was killed before it published pipeline.json may be there."""
+    above = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    if not above.is_dir():
+        raise InputError(f"{path}: want a folder for the run, given a path through the file {above}; use --run DIR")
+    if path.is_dir() and not all(_is_of_a_killed_start(entry) for entry in path.iterdir()):
+        raise InputError(
+            f"{path}: want an empty or missing folder, or one that holds a run, given one that holds other files; "
+            "use --run DIR"
+        )
 
 
-def open_run(pipeline: Pipeline, launch: Launch) -> Prepared:
-    """Create the run folder, or check that the one there is this pipeline's and open it.
+def _is_of_a_killed_start(entry: Path) -> bool:
+    if entry.name == INITIAL:
+        return all(file.name == "state.json" or file.suffix == ".safetensors" for file in entry.glob("[!.]*"))
+    return entry.name.startswith("lease") or (entry.name.startswith(".") and entry.name.endswith(".tmp"))
 
-    Raises: InputError for another configuration; then nothing is written.
+
+def set_aside(path: Path) -> None:
+    """Renames a run nobody works on, for --fresh; what a dead launch of it left running is ended first.
+
+    Raises: InputError when somebody works on it.
     """
-    description = check_pipeline(pipeline)
+    Lease.acquire(path).release()
+    RunFolder(path).set_aside()
+
+
+def open_run(pipeline: Pipeline, launch: Launch, description: EnvDescription) -> Prepared:
+    """Create the run, or open the one there, which check_resumable has let pass; the lease's holder calls it.
+
+    Raises: InputError for another configuration, and when the disk is full or read-only.
+    """
     document = {
         "pipeline": pipeline.plain(),
         "spaces": describe(description),
@@ -92,13 +136,10 @@ def open_run(pipeline: Pipeline, launch: Launch) -> Prepared:
         "hpcrl": hpcrl.__version__,
     }
     path = launch.run
-    if RunFolder.exists(path) and launch.fresh:
-        RunFolder(path).set_aside()
     if RunFolder.exists(path):
         run = RunFolder.open(path)
         _resume(run, document)
         return Prepared(pipeline, description, run)
-    _refuse_foreign_folder(path)
     if launch.branch_from is not None:
         return Prepared(pipeline, description, _branch(path, document, launch.branch_from))
     return Prepared(pipeline, description, RunFolder.create(path, document))
@@ -115,13 +156,36 @@ def _resume(run: RunFolder, document: Mapping[str, Any]) -> None:
 def _branch_source(branch_from: str) -> tuple[str, int, StageFolder, list[FileRecord]]:
     """Run, iteration, stage folder and file records of the checkpoint that RUN@ITERATION names."""
     source, _, number = branch_from.rpartition("@")
-    if not source or not number.isdigit():
-        raise InputError(f"--from: want RUN@ITERATION, given {branch_from!r}")
-    folder = RunFolder.open(Path(source)).stage(int(number), "update")
+    if not source or not number.isdecimal():
+        raise InputError(
+            f"--from: want RUN@ITERATION, for example runs/ppo-cartpole@17, given {branch_from!r}; name both"
+        )
+    run = RunFolder.open(Path(source))
+    folder = run.stage(int(number), "update")
     manifest = folder.manifest()
     if manifest is None or not manifest.holds_checkpoint:
-        raise InputError(f"--from {branch_from}: want an iteration whose checkpoint is kept, given one without")
+        kept = [str(iteration) for iteration in run.iterations() if _holds_checkpoint(run.stage(iteration, "update"))]
+        raise InputError(
+            f"--from {branch_from}: want an iteration whose checkpoint is kept, given one without; kept: "
+            f"{', '.join(kept) or 'none'}"
+        )
     return source, int(number), folder, [record for record in manifest.files if "/checkpoint/" in record.name]
+
+
+def _holds_checkpoint(folder: StageFolder) -> bool:
+    manifest = folder.manifest()
+    return manifest is not None and manifest.holds_checkpoint
+
+
+def _refuse_another_branch(path: Path, stored: Mapping[str, Any], branch_from: str) -> None:
+    """The same command resumes a branch; a run with another origin is not that branch."""
+    origin = stored.get("branched_from")
+    given = f"{origin['run']}@{origin['iteration']}" if origin is not None else "a run of its own"
+    if given != branch_from:
+        raise InputError(
+            f"--branch {path}: want a missing folder, or the branch from {branch_from}, given {given}; choose another "
+            "folder, or resume it with --run"
+        )
 
 
 def _branch(path: Path, document: dict[str, Any], branch_from: str) -> RunFolder:
@@ -129,7 +193,9 @@ def _branch(path: Path, document: dict[str, Any], branch_from: str) -> RunFolder
     source, iteration, folder, records = _branch_source(branch_from)
     checkpoint = read_checkpoint((folder.path / records[0].name).parent, records)
     versions = dict.fromkeys(checkpoint.state["versions"], 0)
-    write_checkpoint(path / "initial", checkpoint.roles, {**checkpoint.state, "versions": versions})
+    if (path / INITIAL).exists():
+        shutil.rmtree(path / INITIAL)  # of a start that was killed before it published pipeline.json
+    write_checkpoint(path / INITIAL, checkpoint.roles, {**checkpoint.state, "versions": versions})
     return RunFolder.create(path, {**document, "branched_from": {"run": source, "iteration": iteration}})
 
 
@@ -189,7 +255,7 @@ def register_launch(run: RunFolder, launch: Launch, ranks: int) -> int:
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"),
     }
     payload = (json.dumps(facts, indent=1) + "\n").encode()
-    number = 1 + len(list(folder.glob("launch-*.json")))
+    number = 1 + max(numbered(folder, "launch-*.json"), default=0)
     while not publish(folder / f"launch-{number:04d}.json", payload):
         number += 1
     return number

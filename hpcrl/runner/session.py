@@ -5,21 +5,34 @@ from __future__ import annotations
 import contextlib
 import sys
 import traceback
-from collections.abc import Iterator
-from typing import NoReturn
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NoReturn, TypeVar, cast
 
 from hpcrl.comm import Collectives, leave, open_world
+from hpcrl.data import Blocks
+from hpcrl.envs import EnvDescription
 from hpcrl.errors import InputError
 from hpcrl.pipeline import Pipeline
 from hpcrl.runner.display import Display
 from hpcrl.runner.loop import Loop
 from hpcrl.runner.position import Position, clear_leftovers, find_position
-from hpcrl.runner.prepare import Launch, Prepared, open_run, register_launch
+from hpcrl.runner.prepare import (
+    Launch,
+    Prepared,
+    check_models,
+    check_resumable,
+    open_run,
+    register_launch,
+    set_aside,
+)
 from hpcrl.signals import BAD_INPUT, DONE, FAILED, StopFlag
 from hpcrl.store.lease import Lease
-from hpcrl.store.processes import Process
+from hpcrl.store.processes import Process, local_launcher
 from hpcrl.store.run_folder import RunFolder
 from hpcrl.store.writer import WriteBehind
+
+T = TypeVar("T")
 
 
 class RefusedError(InputError):
@@ -49,27 +62,21 @@ def _run_and_leave(pipeline: Pipeline, launch: Launch, comm: Collectives, stop: 
         comm.abort(BAD_INPUT)
     except Exception:
         traceback.print_exc()
+        print(
+            f"hpcrl run: rank {comm.rank} of {comm.size} failed (see above); what is published stays, and the same "
+            "command goes on from there",
+            file=sys.stderr,
+        )
         comm.abort(FAILED)
     leave(comm, code)
 
 
 def _play(pipeline: Pipeline, launch: Launch, comm: Collectives, stop: StopFlag) -> int:
-    refused = None
-    prepared = None
-    if comm.rank == 0:
-        try:
-            prepared = open_run(pipeline, launch)
-        except InputError as error:
-            refused = str(error)
-    refused = comm.broadcast(refused)
-    if refused is not None:
-        raise RefusedError(refused)
-    prepared = comm.broadcast(prepared)
-    assert prepared is not None  # rank 0 refused or prepared
-    with _hold_lease(prepared.run, comm):
-        number = comm.broadcast(register_launch(prepared.run, launch, comm.size) if comm.rank == 0 else 0)
-        position = comm.broadcast(_look(prepared) if comm.rank == 0 else None)
-        assert position is not None
+    description = _ask_rank_zero(comm, lambda: _check(pipeline, launch, comm.size))
+    with _hold_lease(launch.run, comm):
+        prepared = _ask_rank_zero(comm, lambda: open_run(pipeline, launch, description))
+        number = _ask_rank_zero(comm, lambda: register_launch(prepared.run, launch, comm.size))
+        position = _ask_rank_zero(comm, lambda: _look(prepared))
         display = Display(pipeline.name, pipeline.num_iterations, quiet=launch.quiet or comm.rank != 0)
         display.say(_greeting(prepared, launch, comm.size, position))
         with WriteBehind() as writer:
@@ -79,23 +86,45 @@ def _play(pipeline: Pipeline, launch: Launch, comm: Collectives, stop: StopFlag)
         return code
 
 
-@contextlib.contextmanager
-def _hold_lease(run: RunFolder, comm: Collectives) -> Iterator[None]:
-    """Rank 0 takes the run for all ranks and notes their processes; it gives it back when all are done."""
-    refused = lease = None
+def _ask_rank_zero(comm: Collectives, question: Callable[[], T]) -> T:
+    """Rank 0's answer on every rank; when it refuses, all do, and leave together."""
+    answer = refused = None
     if comm.rank == 0:
         try:
-            lease = Lease.acquire(run.path)
+            answer = question()
         except InputError as error:
             refused = str(error)
-    refused = comm.broadcast(refused)
+    answer, refused = comm.broadcast((answer, refused))
     if refused is not None:
         raise RefusedError(refused)
-    processes = comm.all_gather(Process.this())
-    if lease is not None:
-        lease.record(processes)
-    comm.barrier()
+    return cast(T, answer)
+
+
+def _check(pipeline: Pipeline, launch: Launch, ranks: int) -> EnvDescription:
+    """Every check of the input, before anything is written; with --fresh, the old run is then out of the way."""
+    Blocks(pipeline.num_blocks, pipeline.num_blocks).check_ranks(ranks)
+    description = check_resumable(pipeline, launch)
+    check_models(pipeline, description)
+    if launch.fresh and RunFolder.exists(launch.run):
+        set_aside(launch.run)
+    return description
+
+
+@contextlib.contextmanager
+def _hold_lease(run_path: Path, comm: Collectives) -> Iterator[None]:
+    """Rank 0 takes the run for all ranks and notes their processes; it gives it back when all are done."""
+    lease: Lease | None = None
+
+    def take() -> None:
+        nonlocal lease
+        lease = Lease.acquire(run_path, launcher=local_launcher())
+
+    _ask_rank_zero(comm, take)
     try:
+        processes = comm.all_gather(Process.this())
+        if lease is not None:
+            lease.record(processes)
+        comm.barrier()
         yield
     finally:
         if lease is not None:
@@ -104,6 +133,7 @@ def _hold_lease(run: RunFolder, comm: Collectives) -> Iterator[None]:
 
 def _look(prepared: Prepared) -> Position:
     """Rank 0, alone with the run: clear what dead launches left, then see where it stands."""
+    prepared.run.remove_leftovers()
     position = find_position(prepared.run, prepared.pipeline)
     clear_leftovers(prepared.run, position)
     return position

@@ -1,7 +1,8 @@
-"""One block's steps as an update reads them: parts of shuffled rows, frame stacks rebuilt."""
+"""One rank's steps as an update reads them: a reader over its blocks, as tensors, with advantages estimated anew."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,6 +10,8 @@ import numpy.typing as npt
 
 from hpcrl.data import Ending, Trajectories
 from hpcrl.stages.advantage import Advantage
+from hpcrl.store.frames import FrameStacks
+from hpcrl.store.replay import ReplayReader, part_bounds
 
 if TYPE_CHECKING:
     import torch
@@ -16,64 +19,72 @@ if TYPE_CHECKING:
     from hpcrl.models.actor_critic import ActorCritic
 
 Array = npt.NDArray[Any]
-Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
 Int64 = npt.NDArray[np.int64]
 
+LOSS_FIELDS = ("observations", "actions", "log_probs", "values", "advantages", "returns")
 
-class BlockBatch:
-    """The steps of one block; parts are gathered by row, images as stacks of `frame_stack` frames.
 
-    Shapes: `rows(fields, indices)` gives tensors [len(indices), ...] per field.
+class UpdateBatch:
+    """The steps of this rank's blocks. Part m of a block belongs to minibatch m; an epoch has an order of its own.
+
+    Args: blocks: block -> its steps. seed, iteration: count the shuffle.
     """
 
-    def __init__(self, block: int, trajectories: Trajectories, frame_stack: int) -> None:
-        self.block, self.trajectories, self.frame_stack = block, trajectories, frame_stack
-        self.num_steps = trajectories.num_steps
-        self._frame_of_step: Int64 | None = None
-        if frame_stack > 1:
-            frames = trajectories.ragged["frames"]
-            shift = frames.offsets[:-1] - trajectories.offsets[:-1]
-            self._frame_of_step = np.arange(self.num_steps) + np.repeat(shift, trajectories.lengths)
+    def __init__(self, blocks: Mapping[int, Trajectories], *, seed: int, iteration: int, num_minibatches: int) -> None:
+        self._reader = ReplayReader(blocks, seed=seed, iteration=iteration, num_minibatches=num_minibatches)
+        self._bounds = {block: part_bounds(steps.num_steps, num_minibatches) for block, steps in blocks.items()}
+        self._orders: dict[int, Int64] = {}
 
-    def part_bounds(self, num_parts: int) -> Int64:
-        """Where the parts of the shuffled order begin and end, int64[num_parts + 1]: as equal as they can be."""
-        return np.arange(num_parts + 1, dtype=np.int64) * self.num_steps // num_parts
+    @property
+    def blocks(self) -> dict[int, Trajectories]:
+        """Block -> its steps, in block order."""
+        return self._reader.blocks
 
-    def observations(self, indices: Int64) -> Array:
-        """Observations [n, ...] of the given steps."""
-        if self._frame_of_step is None:
-            return self.trajectories.steps["observations"][indices]
-        window = self._frame_of_step[indices][:, None] + np.arange(self.frame_stack)[None, :]
-        stacks: Array = self.trajectories.ragged["frames"].values[window]
-        return stacks
+    def begin_epoch(self, epoch: int) -> None:
+        """Shuffle every block for an epoch."""
+        self._orders = {block: self._reader.order(block, epoch) for block in self.blocks}
 
-    def final_observations(self) -> Array:
-        """The observation after each trajectory's last step, [num_trajectories, ...]."""
-        if self._frame_of_step is None:
-            return self.trajectories.per_trajectory["final_observations"]
-        frames = self.trajectories.ragged["frames"]
-        window: Int64 = frames.offsets[1:, None] - np.arange(self.frame_stack, 0, -1)[None, :]
-        return frames.values[window]
+    def part_rows(self, block: int) -> Int64:
+        """Steps of each part of a block, int64[num_minibatches]."""
+        return self._reader.part_rows(block)
 
-    def tensors(self, indices: Int64) -> dict[str, torch.Tensor]:
-        """What a loss reads, for the given steps."""
+    def tensors(self, block: int, minibatch: int) -> dict[str, torch.Tensor]:
+        """What a loss reads of one block's part; images as frame stacks."""
         import torch
 
-        fields = {
-            name: self.trajectories.steps[name][indices]
-            for name in ("actions", "log_probs", "values", "advantages", "returns")
-        }
-        fields["observations"] = self.observations(indices)
-        return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in fields.items()}
+        rows = self._reader.rows(block, self._part(block, minibatch), LOSS_FIELDS)
+        return {name: torch.from_numpy(array) for name, array in rows.items()}
+
+    def advantage_moments(self, block: int) -> Float64:
+        """(n, sum, sum of squares) of the advantages of each of a block's parts, f64[num_minibatches * 3]."""
+        advantages = self.blocks[block]["advantages"].astype(np.float64)
+        parts = [advantages[self._part(block, index)] for index in range(len(self._bounds[block]) - 1)]
+        return np.array([[len(part), part.sum(), np.square(part).sum()] for part in parts]).reshape(-1)
+
+    def replace(self, block: int, fields: Mapping[str, Array]) -> None:
+        """Put step fields in the place of a block's old ones."""
+        self.blocks[block] = self.blocks[block].with_fields(steps=fields)
 
     def estimate_advantages(self, model: ActorCritic, advantage: Advantage) -> None:
         """Advantages and returns from current values (and log-probabilities), on whole trajectories."""
-        every = np.arange(self.num_steps)
-        new_log_probs, values = model.reevaluate(self.observations(every), self.trajectories["actions"])
-        bootstrap = model.values(self.final_observations())
-        bootstrap[self.trajectories["ending"] == Ending.TERMINATED] = 0.0
-        advantages, returns = advantage.estimate(
-            self.trajectories, values=values, bootstrap_values=bootstrap, new_log_probs=new_log_probs
-        )
-        self.trajectories = self.trajectories.with_fields(steps={"advantages": advantages, "returns": returns})
+        for block, steps in self.blocks.items():
+            observations = self._reader.rows(block, np.arange(steps.num_steps), ["observations"])["observations"]
+            new_log_probs, values = model.reevaluate(observations, steps["actions"])
+            bootstrap = model.values(final_observations(steps))
+            bootstrap[steps["ending"] == Ending.TERMINATED] = 0.0
+            advantages, returns = advantage.estimate(
+                steps, values=values, bootstrap_values=bootstrap, new_log_probs=new_log_probs
+            )
+            self.replace(block, {"advantages": advantages, "returns": returns})
+
+    def _part(self, block: int, minibatch: int) -> Int64:
+        start, stop = self._bounds[block][minibatch : minibatch + 2]
+        return self._orders[block][start:stop]
+
+
+def final_observations(trajectories: Trajectories) -> Array:
+    """The observation after each trajectory's last step, [num_trajectories, ...]; frame stacks rebuilt."""
+    if "frames" in trajectories.ragged:
+        return FrameStacks(trajectories).final()
+    return trajectories["final_observations"]

@@ -14,6 +14,7 @@ from hpcrl.data import Blocks, Ending, Trajectories
 from hpcrl.envs import EnvDescription, VectorEnv, describe_env, make_env
 from hpcrl.errors import InputError
 from hpcrl.models import Policy
+from hpcrl.stages.batch import final_observations
 from hpcrl.stages.packing import FinishedEpisodes, RolloutBuffer
 from hpcrl.stages.random_policy import RandomPolicy
 from hpcrl.stages.stage import Stage, StageContext, StageInterruptedError
@@ -193,20 +194,8 @@ class _BlockPlayer:
         bootstrap = np.zeros(packed.num_trajectories, np.float32)
         open_ended = np.flatnonzero(packed["ending"] != Ending.TERMINATED)
         if len(open_ended):
-            bootstrap[open_ended] = self.policy.values(
-                final_observations(packed, self.environment.frame_stack, open_ended)
-            )
+            bootstrap[open_ended] = self.policy.values(final_observations(packed)[open_ended])
         return bootstrap
-
-
-def final_observations(packed: Trajectories, frame_stack: int, indices: Int64) -> Array:
-    """The observation after the last step of the chosen trajectories, frame stacks rebuilt."""
-    if frame_stack == 1:
-        return packed["final_observations"][indices]
-    frames = packed.ragged["frames"]
-    newest = frames.offsets[1:][indices]
-    stacks: Array = frames.values[newest[:, None] - np.arange(frame_stack, 0, -1)[None, :]]
-    return stacks
 
 
 def _summary(players: list[_BlockPlayer], episodes: list[FinishedEpisodes], seconds: float) -> dict[str, object]:

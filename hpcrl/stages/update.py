@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import time
 from collections.abc import Mapping
 from typing import Any, ClassVar, cast
@@ -14,7 +13,7 @@ import numpy.typing as npt
 from hpcrl.algorithms import PPO
 from hpcrl.errors import InputError
 from hpcrl.stages.advantage import Advantage
-from hpcrl.stages.batch import BlockBatch
+from hpcrl.stages.batch import UpdateBatch
 from hpcrl.stages.stage import Stage, StageContext, StageInterruptedError
 from hpcrl.store.killpoints import reach
 
@@ -94,20 +93,23 @@ class _UpdateRun:
         self.resident = context.residents.get(stage.model)
         self.model = self.resident.model
         self.optimizer = self.resident.ready_to_train(self.algorithm.build_optimizer)
-        stack = context.description.frame_stack if context.description is not None else 1
-        self.batches = [BlockBatch(block, context.inputs(block), stack) for block in context.owned]
+        self.batch = UpdateBatch(
+            {block: context.inputs(block) for block in context.owned},
+            seed=context.seed,
+            iteration=context.iteration,
+            num_minibatches=self.algorithm.num_minibatches,
+        )
         self.share_done = context.iteration / context.num_iterations
         self.learning_rate = self.algorithm.learning_rate_at(self.share_done)
         self.counts = self._counts()
         # One element more than the gradient carries what ranks must agree on at the same step: see _pack_request.
         size = self.model.flat.size
-        self._leaves = [np.zeros(size + 1, np.float32) for _ in self.batches]
+        self._leaves = [np.zeros(size + 1, np.float32) for _ in context.owned]
         self._total = np.zeros(size + 1, np.float32)
-        self._sums = [np.zeros(self.algorithm.num_statistics, np.float64) for _ in self.batches]
+        self._sums = [np.zeros(self.algorithm.num_statistics, np.float64) for _ in context.owned]
         self._gradient_norm_sum = 0.0
         self._stored_estimates: Mapping[str, Mapping[str, Array]] = {}
         self._moments: Float64 = np.zeros((0, 3))
-        self._orders: list[Int64] = []
         self._last_epoch_begun = -1
 
     def run(self) -> None:
@@ -127,41 +129,17 @@ class _UpdateRun:
 
     def _counts(self) -> Int64:
         """Steps of each minibatch over all blocks, int64[num_minibatches]."""
-        leaves = [
-            np.diff(batch.part_bounds(self.algorithm.num_minibatches)).astype(np.float64) for batch in self.batches
-        ]
+        leaves = [self.batch.part_rows(block).astype(np.float64) for block in self.context.owned]
         return self.context.tree.sum(leaves).astype(np.int64)
 
     def _begin_epoch(self, epoch: int) -> None:
         """The epoch's order of steps, fresh advantages where asked for, and what normalises them."""
-        from hpcrl.ops.random import Draw, permutation
-
         self._last_epoch_begun = epoch
         if self.stage.advantage is not None and not self._restore_estimates():
-            for batch in self.batches:
-                batch.estimate_advantages(self.model, self.stage.advantage)
-        self._orders = [
-            permutation(
-                self.context.seed,
-                batch.num_steps,
-                trajectory=batch.block,
-                step=epoch,
-                iteration=self.context.iteration,
-                draw=Draw.SHUFFLE,
-            )
-            for batch in self.batches
-        ]
-        leaves = [
-            self._advantage_moments(batch, order) for batch, order in zip(self.batches, self._orders, strict=True)
-        ]
+            self.batch.estimate_advantages(self.model, self.stage.advantage)
+        self.batch.begin_epoch(epoch)
+        leaves = [self.batch.advantage_moments(block) for block in self.context.owned]
         self._moments = self.context.tree.sum(leaves).reshape(-1, 3)
-
-    def _advantage_moments(self, batch: BlockBatch, order: Int64) -> Float64:
-        """(n, sum, sum of squares) of the advantages of each minibatch's part, f64[num_minibatches * 3]."""
-        bounds = batch.part_bounds(self.algorithm.num_minibatches)
-        advantages = batch.trajectories["advantages"].astype(np.float64)[order]
-        parts = [advantages[start:stop] for start, stop in itertools.pairwise(bounds)]
-        return np.array([[len(part), part.sum(), np.square(part).sum()] for part in parts]).reshape(-1)
 
     def _optimizer_step(self, cursor: _Cursor) -> tuple[bool, bool]:
         """One minibatch: every block's gradient, the tree, one step.
@@ -172,13 +150,11 @@ class _UpdateRun:
         moments = self._moments.sum(axis=0) if whole_batch else self._moments[cursor.minibatch]
         totals = self.algorithm.totals(int(self.counts[cursor.minibatch]), moments)
         statistics = []
-        for batch, order, leaf in zip(self.batches, self._orders, self._leaves, strict=True):
-            bounds = batch.part_bounds(self.algorithm.num_minibatches)
-            rows = order[bounds[cursor.minibatch] : bounds[cursor.minibatch + 1]]
-            part = batch.tensors(rows)
+        for block, leaf in zip(self.context.owned, self._leaves, strict=True):
+            part = self.batch.tensors(block, cursor.minibatch)
             statistics.append(self.algorithm.part_gradient(self.model, part, totals, progress=self.share_done))
             leaf[:-1] = self.model.flat.gradients_array()
-            leaf[-1] = self._pack_request(batch)
+            leaf[-1] = self._pack_request(block)
         if self._kl_reached(statistics):
             cursor.early_stop = True
             return False, False
@@ -196,10 +172,10 @@ class _UpdateRun:
             cursor.epoch, cursor.minibatch = cursor.epoch + 1, 0
         return bool(total[-1] % _PROGRESS_DUE > 0), bool(total[-1] >= _PROGRESS_DUE)
 
-    def _pack_request(self, batch: BlockBatch) -> float:
+    def _pack_request(self, block: int) -> float:
         """1 when this rank was asked to stop, plus _PROGRESS_DUE from block 0's owner when its clock says so."""
         asked = float(self.context.stop_requested())
-        return asked + _PROGRESS_DUE if batch.block == 0 and self.context.progress_due() else asked
+        return asked + _PROGRESS_DUE if block == 0 and self.context.progress_due() else asked
 
     def _kl_reached(self, statistics: list[Float64]) -> bool:
         """Whether this minibatch diverged so far that the update ends before its step; the same on all ranks."""
@@ -214,38 +190,33 @@ class _UpdateRun:
         if stored is not None:
             tensors, state = stored
             self.resident.load(tensors, self.resident.version)
-            for sums, batch in zip(self._sums, self.batches, strict=True):
-                sums[:] = tensors["statistics"][block_key(batch)]
+            for sums, block in zip(self._sums, self.context.owned, strict=True):
+                sums[:] = tensors["statistics"][block_key(block)]
             self._gradient_norm_sum = cast(float, state["gradient_norm_sum"])
             self._stored_estimates = tensors if "advantages" in tensors else {}
             return _Cursor(**cast(Mapping[str, Any], state["cursor"]))
         if self.algorithm.normalize_values is not None:
-            returns = [moments_of(batch.trajectories["returns"]) for batch in self._with_returns()]
+            if self.stage.advantage is not None:
+                self.batch.estimate_advantages(self.model, self.stage.advantage)
+            returns = [moments_of(steps["returns"]) for steps in self.batch.blocks.values()]
             self.algorithm.advance_value_statistics(self.model, self.context.tree.sum(returns))
         return _Cursor()
 
     def _restore_estimates(self) -> bool:
         """Take the advantages of an epoch that was interrupted in its middle; False when there are none."""
         stored, self._stored_estimates = self._stored_estimates, {}
-        for batch in self.batches if stored else []:
-            fields = {name: stored[name][block_key(batch)] for name in ("advantages", "returns")}
-            batch.trajectories = batch.trajectories.with_fields(steps=fields)
+        for block in self.context.owned if stored else []:
+            self.batch.replace(block, {name: stored[name][block_key(block)] for name in ("advantages", "returns")})
         return bool(stored)
-
-    def _with_returns(self) -> list[BlockBatch]:
-        if self.stage.advantage is not None:
-            for batch in self.batches:
-                batch.estimate_advantages(self.model, self.stage.advantage)
-        return self.batches
 
     def _save_progress(self, cursor: _Cursor) -> None:
         mine: dict[str, dict[str, Array]] = {
-            "statistics": {block_key(batch): sums for batch, sums in zip(self.batches, self._sums, strict=True)}
+            "statistics": {block_key(block): sums for block, sums in zip(self.context.owned, self._sums, strict=True)}
         }
         if self.stage.advantage is not None and cursor.minibatch > 0:
             # Mid-epoch: the epoch's advantages came from the values at its beginning, which are gone.
             for name in ("advantages", "returns"):
-                mine[name] = {block_key(batch): batch.trajectories[name] for batch in self.batches}
+                mine[name] = {block_key(block): steps[name] for block, steps in self.batch.blocks.items()}
         gathered = self.context.comm.all_gather(mine)
         groups = {name: {key: array for part in gathered for key, array in part[name].items()} for name in mine}
         self.context.output.save_progress(
@@ -257,7 +228,7 @@ class _UpdateRun:
         """Advance what is frozen during a rollout, raise the version, publish."""
         observation_statistics = self.model.observation_statistics
         if observation_statistics is not None:
-            leaves = [moments_of(batch.trajectories["observations"]) for batch in self.batches]
+            leaves = [moments_of(steps["observations"]) for steps in self.batch.blocks.values()]
             observation_statistics.advance(self.context.tree.sum(leaves))
         self.resident.version += 1
         finished = self.algorithm.finish_statistics(self.context.tree.sum(self._sums))
@@ -275,9 +246,9 @@ class _UpdateRun:
         self.context.output.emit_checkpoint(facts)
 
 
-def block_key(batch: BlockBatch) -> str:
+def block_key(block: int) -> str:
     """Names a block's arrays in a progress file."""
-    return f"block-{batch.block:05d}"
+    return f"block-{block:05d}"
 
 
 def moments_of(rows: Array) -> Float64:

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hpcrl.data import Blocks, Mesh
+from hpcrl.data import Mesh
 from hpcrl.data.configuration import to_plain
 from hpcrl.errors import InputError
 from hpcrl.models import ModelConfig
@@ -62,24 +62,47 @@ class Pipeline:
                     raise InputError(
                         f"stage '{stage.name}' drives model '{role}'; models given: {known}; add it to models="
                     )
-        for stage in self.stages:
-            if isinstance(stage, Rollout):
-                Blocks(self.num_blocks, stage.num_envs)
+        self._check_models()
+        self._check_batch()
         if self.mesh.dp > self.num_blocks:
             raise InputError(
                 f"mesh: want dp <= {self.num_blocks} (num_blocks: a rank owns whole blocks), given dp={self.mesh.dp}; "
                 f"use --ranks {self.num_blocks} or fewer"
             )
 
+    def _check_models(self) -> None:
+        for role, model in self.models.items():
+            if not callable(getattr(model, "build", None)):
+                raise InputError(f"Pipeline.models: want Mlp(...) or Cnn(...) as '{role}', given {model!r}")
+
+    def _check_batch(self) -> None:
+        """The lanes divide into blocks, and a block's steps into minibatches."""
+        rollout, update = self.rollout, self.find(Update)
+        if rollout is None:
+            return
+        if rollout.num_envs % self.num_blocks:
+            below = rollout.num_envs - rollout.num_envs % self.num_blocks
+            nearest = " or ".join(str(n) for n in (below, below + self.num_blocks) if n)
+            raise InputError(
+                f"Rollout.num_envs: want a multiple of num_blocks={self.num_blocks}, given {rollout.num_envs}; "
+                f"use {nearest}"
+            )
+        steps = rollout.num_envs // self.num_blocks * rollout.num_steps
+        if isinstance(update, Update) and update.algorithm.num_minibatches > steps:
+            raise InputError(
+                f"PPO.num_minibatches: want at most {steps} (steps of one block and iteration: num_envs / num_blocks * "
+                f"num_steps), given {update.algorithm.num_minibatches}; lower it, or play more"
+            )
+
     def _check_numbers(self) -> None:
-        if not self.name or "/" in self.name:
+        if not isinstance(self.name, str) or self.name in ("", ".", "..") or "/" in self.name:
             raise InputError(f"Pipeline.name: want a folder name without '/', given {self.name!r}")
         for field in ("num_iterations", "num_blocks", "compute_threads", "checkpoint_every"):
             value = getattr(self, field)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise InputError(f"Pipeline.{field}: want a whole number >= 1, given {value!r}")
-        if not 0 <= self.seed < 2**64:
-            raise InputError(f"Pipeline.seed: want 0 <= seed < 2**64, given {self.seed}")
+        if not isinstance(self.seed, int) or isinstance(self.seed, bool) or not 0 <= self.seed < 2**64:
+            raise InputError(f"Pipeline.seed: want a whole number, 0 <= seed < 2**64, given {self.seed!r}")
         if not self.progress_every_minutes > 0:
             raise InputError(f"Pipeline.progress_every_minutes: want > 0, given {self.progress_every_minutes}")
 
@@ -106,6 +129,9 @@ def check_graph(stages: Sequence[Stage], *, offline: bool) -> None:
     """
     if not stages:
         raise InputError("Pipeline.stages: want at least one stage, given none")
+    for stage in stages:
+        if not isinstance(stage, Stage):
+            raise InputError(f"Pipeline.stages: want stages such as Rollout(...), given {stage!r}")
     names = [stage.name for stage in stages]
     for name in names:
         if names.count(name) > 1:
@@ -117,6 +143,10 @@ def check_graph(stages: Sequence[Stage], *, offline: bool) -> None:
         source = Rollout(env="offline")
         written = dict.fromkeys(source.writes, "inputs")
     for stage in stages:
+        if isinstance(stage, Evaluate) and stage.env is None and "rollout" not in names:
+            raise InputError(
+                "stage 'evaluate' plays the environment of a Rollout stage, given none; name one: Evaluate(env=...)"
+            )
         _check_one_source_of_advantages(stage, written)
         for field in stage.reads:
             if field not in written:

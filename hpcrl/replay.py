@@ -18,10 +18,9 @@ from hpcrl.data import Trajectories
 from hpcrl.errors import InputError
 from hpcrl.pipeline import Pipeline
 from hpcrl.residents import Residents
-from hpcrl.runner.handoff import Handoff, Source, read_block
-from hpcrl.runner.loop import offline_source
+from hpcrl.runner.handoff import Handoff, Source, offline_source, read_block
 from hpcrl.runner.position import checkpoint_of
-from hpcrl.runner.prepare import stored_description, stored_pipeline
+from hpcrl.runner.stored import stored_description, stored_pipeline
 from hpcrl.stages import Advantage, Environments, Stage, StageContext, Update
 from hpcrl.store.checkpoint import Checkpoint, read_checkpoint
 from hpcrl.store.layout import shard_name

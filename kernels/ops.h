@@ -51,6 +51,7 @@ template <class Op>
 void recurrence_cpu(const Op& op, const RecurrenceArguments& arguments, int num_threads);
 
 #ifdef HPCRL_WITH_CUDA
+// On CUDA, every run gives the same bits; where a trajectory lies among the tiles changes its outputs by rounding only.
 size_t recurrence_workspace_bytes(int64_t num_trajectories, int64_t num_steps);
 template <class Op>
 cudaError_t recurrence_cuda(const Op& op, const RecurrenceArguments& arguments, void* workspace, cudaStream_t stream);

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, NoReturn
 
 from hpcrl.errors import InputError
 from hpcrl.signals import BAD_INPUT
@@ -19,16 +22,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     options, rest = parser.parse_known_args(given)
     if options.command not in ("run", "show") and rest:
-        parser.error(f"unknown arguments: {' '.join(rest)}; see hpcrl {options.command} --help")
+        command_parser(options.command).error(f"want no further arguments, given {' '.join(rest)}")
+    options.given = given
     try:
         return int(options.handler(options, rest))
     except InputError as error:
         print(f"hpcrl {options.command}: {error}", file=sys.stderr)
         return BAD_INPUT
+    except KeyboardInterrupt:  # before a run listens for it, or in a command that has nothing to save
+        print(f"hpcrl {options.command}: interrupted", file=sys.stderr)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
+        raise
+
+
+class _Parser(argparse.ArgumentParser):
+    """Takes no abbreviations (a misspelt option of a pipeline must not become one of ours); complains in one line."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(BAD_INPUT, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="hpcrl", description=_DESCRIPTION)
+    parser = _Parser(prog="hpcrl", description=_DESCRIPTION)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (add, summary) in _COMMANDS.items():
         # A pipeline file adds options of its own to `run` and `show`, so these two print their help themselves.
@@ -39,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
 def command_parser(name: str) -> argparse.ArgumentParser:
     """The parser of one command, for its help."""
     add, summary = _COMMANDS[name]
-    parser = argparse.ArgumentParser(prog=f"hpcrl {name}", add_help=False, description=summary)
+    parser = _Parser(prog=f"hpcrl {name}", add_help=False, description=summary)
     add(parser)
     return parser
 
@@ -49,40 +68,42 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("pipeline", nargs="?", help="a Python file that defines one function returning a Pipeline")
     parser.add_argument("-h", "--help", action="store_true", help="this help, and the pipeline's own options")
     parser.add_argument("--on", choices=("here", "mpi"), help="this process, or mpiexec (default: mpi when ranks > 1)")
-    parser.add_argument("--ranks", type=int, help="data-parallel ranks (default: min(cores, num_blocks)); same bits")
+    parser.add_argument(
+        "--ranks", type=int, metavar="N", help="data-parallel ranks (default: min(cores, num_blocks)); same bits"
+    )
     parser.add_argument("--run", type=Path, metavar="DIR", help="run folder (default: runs/NAME); an old one resumes")
     parser.add_argument("--fresh", action="store_true", help="rename an existing run folder and start over")
-    parser.add_argument("--branch", metavar="DIR", type=Path, help="start a new run DIR from a checkpoint (--from)")
+    parser.add_argument("--branch", metavar="DIR", type=Path, help="new run folder, started from a checkpoint (--from)")
     parser.add_argument("--from", dest="branch_from", metavar="RUN@K", help="the checkpoint: run folder @ iteration")
-    parser.add_argument("--compute-threads", type=int, help="threads per rank; changes bits, recorded in the run")
-    parser.add_argument("--seed", type=int, help="key of all randomness (default: the pipeline's)")
-    parser.add_argument("--num-iterations", type=int, help="iterations in all; a resumed run may grow")
-    parser.add_argument("--handoff", choices=("memory", "disk"), default="memory", help="disk: read inputs back")
+    parser.add_argument("--compute-threads", type=int, metavar="N", help="threads per rank; changes bits")
+    parser.add_argument("--seed", type=int, metavar="N", help="key of all randomness (default: the pipeline's)")
+    parser.add_argument("--num-iterations", type=int, metavar="N", help="iterations in all; a resumed run may grow")
+    parser.add_argument("--handoff", choices=("memory", "disk"), default="memory", help="disk: stages read inputs back")
     parser.add_argument("--quiet", action="store_true", help="no progress lines")
 
 
 def _add_show(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(handler=_show)
-    parser.add_argument("pipeline", nargs="?")
-    parser.add_argument("-h", "--help", action="store_true")
-    parser.add_argument("--ranks", type=int)
+    parser.add_argument("pipeline", nargs="?", help="a Python file that defines one function returning a Pipeline")
+    parser.add_argument("-h", "--help", action="store_true", help="this help, and the pipeline's own options")
+    parser.add_argument("--ranks", type=int, metavar="N", help="as for hpcrl run")
 
 
 def _add_status(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(handler=_status)
-    parser.add_argument("run", type=Path)
+    parser.add_argument("run", type=Path, help="run folder")
 
 
 def _add_replay(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(handler=_replay)
-    parser.add_argument("run", type=Path)
-    parser.add_argument("--iteration", type=int, help="one iteration (default: every one whose shards are kept)")
+    parser.add_argument("run", type=Path, help="run folder")
+    parser.add_argument("--iteration", type=int, metavar="K", help="one iteration (default: all whose shards are kept)")
     parser.add_argument("--only", choices=("advantage", "update"), help="leave out the other")
 
 
 def _add_report(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(handler=_report)
-    parser.add_argument("run", type=Path)
+    parser.add_argument("run", type=Path, help="run folder")
     parser.add_argument("--out", type=Path, help="file to write (default: RUN/report.html)")
     parser.add_argument("--tensorboard", type=Path, metavar="DIR", help="also write TensorBoard files there")
 

@@ -5,42 +5,55 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib.util
-import inspect
+import os
+import shlex
+import shutil
 import sys
-import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Final
 
+from hpcrl.cli.pipeline_file import flag_of, load_pipeline, pipeline_function
 from hpcrl.errors import InputError
 from hpcrl.pipeline import Pipeline
+
+COMMAND: Final = "HPCRL_COMMAND"
+"""Environment variable: what the user typed, told to the ranks so that they can say how to go on."""
 
 
 def run_command(options: argparse.Namespace, rest: Sequence[str]) -> int:
     """Start or resume; returns the exit code."""
-    if options.help or options.pipeline is None:
+    if options.help:
         return print_help("run", options.pipeline)
+    if options.pipeline is None:
+        raise InputError("want a pipeline file, given none; for example: hpcrl run pipelines/ppo_cartpole.py")
     from hpcrl.launch import is_rank, launch
     from hpcrl.runner import Launch, check_resumable, run_rank
 
     pipeline = load_pipeline(Path(options.pipeline), rest, options)
     ranks = choose_ranks(options, pipeline)
     pipeline = dataclasses.replace(pipeline, mesh=dataclasses.replace(pipeline.mesh, dp=ranks))
-    run_path = options.branch or options.run or Path("runs") / pipeline.name
+    run_path = _run_path(options, pipeline)
     choices = Launch(
-        run=Path(run_path),
+        run=run_path,
         fresh=options.fresh,
         branch_from=options.branch_from,
         handoff=options.handoff,
         quiet=options.quiet,
-        command=_resume_command(options, rest, run_path),
+        command=resume_command(options.given),
     )
     if is_rank():
         run_rank(pipeline, choices)
     check_resumable(pipeline, choices)  # every check of the input comes before a process is started
     if options.on == "mpi" or (options.on is None and ranks > 1):
         arguments = ["run", *_rank_arguments(options, rest, ranks, run_path)]
-        return launch(arguments, on="mpi", ranks=ranks, compute_threads=pipeline.compute_threads)
+        return launch(
+            arguments,
+            on="mpi",
+            ranks=ranks,
+            compute_threads=pipeline.compute_threads,
+            environment={COMMAND: choices.command},
+        )
     return launch(
         [],
         on="here",
@@ -48,51 +61,6 @@ def run_command(options: argparse.Namespace, rest: Sequence[str]) -> int:
         compute_threads=pipeline.compute_threads,
         run_here=lambda _: run_rank(pipeline, choices),
     )
-
-
-def load_pipeline(path: Path, arguments: Sequence[str], options: argparse.Namespace) -> Pipeline:
-    """The pipeline that a file's function returns for these command-line arguments.
-
-    Raises: InputError when the file is missing, defines no such function or more than one.
-    """
-    import tyro
-
-    function = pipeline_function(path)
-    pipeline: Pipeline = tyro.cli(function, args=list(arguments), prog=f"hpcrl run {path}")
-    changes: dict[str, Any] = {
-        name: getattr(options, name, None)
-        for name in ("seed", "compute_threads", "num_iterations")
-        if getattr(options, name, None) is not None
-    }
-    return dataclasses.replace(pipeline, **changes) if changes else pipeline
-
-
-def pipeline_function(path: Path) -> Callable[..., Pipeline]:
-    """The one function of a file that is annotated to return a Pipeline."""
-    if not path.is_file():
-        raise InputError(f"pipeline: want a Python file, given {path}, which is not there; see the folder pipelines/")
-    specification = importlib.util.spec_from_file_location(path.stem, path)
-    if specification is None or specification.loader is None:
-        raise InputError(f"pipeline: want a Python file (.py), given {path}")
-    module = importlib.util.module_from_spec(specification)
-    sys.modules[path.stem] = module
-    sys.path.insert(0, str(path.parent.resolve()))
-    try:
-        specification.loader.exec_module(module)
-    except SyntaxError as error:
-        raise InputError(f"{path}: line {error.lineno}: {error.msg}") from error
-    functions = [
-        value
-        for name, value in vars(module).items()
-        if inspect.isfunction(value)
-        and value.__module__ == module.__name__
-        and not name.startswith("_")
-        and typing.get_type_hints(value).get("return") is Pipeline
-    ]
-    if len(functions) != 1:
-        found = ", ".join(function.__name__ for function in functions) or "none"
-        raise InputError(f"{path}: want one public function annotated '-> Pipeline', given {found}")
-    return functions[0]
 
 
 def choose_ranks(options: argparse.Namespace, pipeline: Pipeline) -> int:
@@ -112,28 +80,45 @@ def choose_ranks(options: argparse.Namespace, pipeline: Pipeline) -> int:
     return default_ranks(pipeline.num_blocks, pipeline.compute_threads)
 
 
+def _run_path(options: argparse.Namespace, pipeline: Pipeline) -> Path:
+    """Where the run lies, from --run, --branch or the pipeline's name."""
+    if options.branch is not None and options.run is not None:
+        raise InputError(f"--branch {options.branch}: names the run's folder, as --run {options.run} does; give one")
+    if (options.branch is None) != (options.branch_from is None):
+        given, missing = ("--from", "--branch DIR") if options.branch is None else ("--branch", "--from RUN@ITERATION")
+        raise InputError(f"{given}: want {missing} beside it: a branch has a new folder and an old checkpoint")
+    return Path(options.branch or options.run or Path("runs") / pipeline.name)
+
+
 def _rank_arguments(options: argparse.Namespace, rest: Sequence[str], ranks: int, run_path: Path) -> list[str]:
-    arguments = [options.pipeline, "--ranks", str(ranks), "--on", "mpi", "--run", str(run_path)]
-    for name in ("seed", "compute_threads", "num_iterations", "branch_from"):
+    folder = "--run" if options.branch is None else "--branch"
+    arguments = [options.pipeline, "--ranks", str(ranks), "--on", "mpi", folder, str(run_path)]
+    for name in ("seed", "compute_threads", "num_iterations"):
         value = getattr(options, name)
         if value is not None:
-            arguments += [f"--{'from' if name == 'branch_from' else name.replace('_', '-')}", str(value)]
-    flags = [f"--{name}" for name in ("fresh", "quiet") if getattr(options, name)]
+            arguments += [flag_of(name), str(value)]
+    if options.branch_from is not None:
+        arguments += ["--from", options.branch_from]
+    flags = [flag_of(name) for name in ("fresh", "quiet") if getattr(options, name)]
     arguments += ["--handoff", options.handoff, *flags]
     return [*arguments, *rest]
 
 
-def _resume_command(options: argparse.Namespace, rest: Sequence[str], run_path: Path) -> str:
-    given = ["hpcrl", "run", options.pipeline, *rest]
-    if options.ranks is not None:
-        given += ["--ranks", str(options.ranks)]
-    if options.run is not None or options.branch is not None:
-        given += ["--run", str(run_path)]
-    for name in ("seed", "compute_threads", "num_iterations"):
-        value = getattr(options, name)
-        if value is not None:
-            given += [f"--{name.replace('_', '-')}", str(value)]
-    return " ".join(given)
+def resume_command(given: Sequence[str]) -> str:
+    """What a user types to go on: the same command, less --fresh; it can be pasted into a shell."""
+    if COMMAND in os.environ:
+        return os.environ[COMMAND]  # a rank: the user typed the launcher's command
+    return shlex.join([*_program(), *(word for word in given if word != "--fresh")])
+
+
+def _program() -> list[str]:
+    """The program as this shell finds it."""
+    typed = Path(sys.argv[0])
+    if typed.name == "__main__.py":
+        return [sys.executable, "-m", "hpcrl.cli"]
+    found = shutil.which("hpcrl")
+    is_on_path = found is not None and typed.exists() and Path(found).samefile(typed)
+    return ["hpcrl"] if is_on_path else [str(typed)]
 
 
 def print_help(command: str, pipeline: str | None) -> int:

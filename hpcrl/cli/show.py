@@ -7,7 +7,8 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from hpcrl.cli.run import choose_ranks, load_pipeline, print_help
+from hpcrl.cli.pipeline_file import load_pipeline
+from hpcrl.cli.run import choose_ranks, print_help
 from hpcrl.cli.sizes import PER_STEP, Batch, Field, batch_of, fields_of, role_sizes
 from hpcrl.data import Blocks
 from hpcrl.envs import EnvDescription, Space

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -80,7 +80,7 @@ class CartPoleEnvs(VectorEnv):
 
     def restore(self, lanes: Trajectories) -> Array:
         self._counter.restore(lanes, ("state",))
-        return self._put(cast(Array, lanes["state"]), self._counter.episode_step)
+        return self._put(lanes["state"], self._counter.episode_step)
 
     def render(self) -> npt.NDArray[np.uint8] | None:
         if self._engine.render_mode is None:

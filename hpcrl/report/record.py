@@ -14,7 +14,7 @@ from hpcrl.data.configuration import from_plain
 from hpcrl.errors import CorruptFileError
 from hpcrl.pipeline import Pipeline
 from hpcrl.stages import Stage
-from hpcrl.store.layout import METRICS, attempt_name
+from hpcrl.store.layout import METRICS
 from hpcrl.store.lease import Holder, find_holder
 from hpcrl.store.manifest import Manifest
 from hpcrl.store.metrics import read_rows
@@ -149,13 +149,6 @@ def read_stage(folder: StageFolder) -> StageRecord | None:
         return None
     rows = [row for attempt in sorted(manifest.attempts) for row in read_rows(folder.path / attempt / METRICS)]
     return StageRecord(folder.iteration, folder.stage, manifest, is_removed, rows[-1] if rows else {})
-
-
-def unfinished_row(folder: StageFolder) -> Mapping[str, Any]:
-    """The newest row that the newest attempt of an unfinished stage has written; empty when there is none."""
-    attempts = folder.attempts()
-    rows = read_rows(folder.path / attempt_name(attempts[-1]) / METRICS) if attempts else []
-    return rows[-1] if rows else {}
 
 
 def _launches(path: Path, stages: tuple[StageRecord, ...]) -> Iterator[Launch]:

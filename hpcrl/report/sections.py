@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from datetime import UTC, datetime
 
 from hpcrl.report import curves, film, machines, markup, settings, timeline, trace
@@ -71,18 +72,14 @@ def _wall_seconds(record: RunRecord) -> float:
 
 def sections(record: RunRecord) -> list[Section]:
     """All parts, in the order of the page; those without content are left out."""
-    history = History.of(record)
-    made = [
-        Section("learning", "Learning", _learning(record, history)),
-        Section("film", "An episode", _film(record)),
-        Section("timeline", "Timeline", _timeline(record)),
-        Section("throughput", "Throughput", _throughput(record, history)),
-        Section("updates", "Updates", _updates(history)),
-        Section("configuration", "Configuration", _configuration(record)),
-        Section("machine", "Machine", _machine(record)),
-        Section("disk", "Disk", _disk(record)),
-    ]
+    made = [Section(name, title, content_of(record, name)) for name, title in TITLES.items()]
     return [section for section in made if section.content]
+
+
+def content_of(record: RunRecord, name: str) -> str:
+    """The markup of one part, without its heading; empty where the run has nothing to say there."""
+    history = History.of(record)
+    return _CONTENT[name](record, history)
 
 
 def _learning(record: RunRecord, history: History) -> str:
@@ -114,7 +111,7 @@ def _learning(record: RunRecord, history: History) -> str:
     return "".join(parts)
 
 
-def _film(record: RunRecord) -> str:
+def _film(record: RunRecord, history: History) -> str:
     made = film.film_of(record)
     parts = [markup.paragraph(made.caption, "note")]
     if made.pictures:
@@ -127,7 +124,7 @@ def _film(record: RunRecord) -> str:
     return "".join(parts)
 
 
-def _timeline(record: RunRecord) -> str:
+def _timeline(record: RunRecord, history: History) -> str:
     if not record.stages:
         return ""
     parts = [markup.figure(timeline.whole_run(record)), markup.figure(timeline.newest_iterations(record))]
@@ -172,12 +169,12 @@ def _throughput(record: RunRecord, history: History) -> str:
     return markup.figure(curves.throughput(history, names)) + markup.table(head, rows)
 
 
-def _updates(history: History) -> str:
+def _updates(record: RunRecord, history: History) -> str:
     statistics = curves.statistics_of(history)
     return markup.figure(curves.update_statistics(statistics)) if statistics else ""
 
 
-def _configuration(record: RunRecord) -> str:
+def _configuration(record: RunRecord, history: History) -> str:
     rows = settings.settings_of(record.pipeline)
     changed = sum(row.origin == "chosen" for row in rows)
     note = (
@@ -196,7 +193,7 @@ def _configuration(record: RunRecord) -> str:
     return origin + markup.paragraph(note, "note") + short + markup.folded(f"all {len(rows)} values", whole)
 
 
-def _machine(record: RunRecord) -> str:
+def _machine(record: RunRecord, history: History) -> str:
     kinds = machines.machine_kinds(record)
     parts = [markup.paragraph(sentence, "warning") for sentence in machines.warnings_of(kinds)]
     for kind in kinds:
@@ -217,7 +214,7 @@ def _machine(record: RunRecord) -> str:
     return "".join(parts)
 
 
-def _disk(record: RunRecord) -> str:
+def _disk(record: RunRecord, history: History) -> str:
     stages = bytes_by_stage(record)
     whole = bytes_on_disk(record.run.path)
     most = max([entry.published for entry in stages] + [1])
@@ -243,3 +240,27 @@ def _disk(record: RunRecord) -> str:
 
 def _all(count: int | None) -> str:
     return "all" if count is None else str(count)
+
+
+TITLES = {
+    "learning": "Learning",
+    "film": "An episode",
+    "timeline": "Timeline",
+    "throughput": "Throughput",
+    "updates": "Updates",
+    "configuration": "Configuration",
+    "machine": "Machine",
+    "disk": "Disk",
+}
+"""Anchor -> heading, in the order of the page."""
+
+_CONTENT: dict[str, Callable[[RunRecord, History], str]] = {
+    "learning": _learning,
+    "film": _film,
+    "timeline": _timeline,
+    "throughput": _throughput,
+    "updates": _updates,
+    "configuration": _configuration,
+    "machine": _machine,
+    "disk": _disk,
+}

@@ -157,10 +157,11 @@ def _expected_end(record: RunRecord) -> list[tuple[str, str]]:
     if not is_held(record) or not finished or not record.launches:
         return []
     launched = record.launches[-1].started
+    begins = [stage.began for stage in record.stages if stage.began >= launched]
     ends = [max(stage.ended for stage in record.of_iteration(number).values()) for number in finished]
-    recent = [launched, *(end for end in ends if end > launched)][-(_MEAN_OF + 1) :]
+    recent = [*begins[:1], *(end for end in ends if end > launched)][-(_MEAN_OF + 1) :]
     if len(recent) < 2:
-        return []
+        return []  # this launch has not finished an iteration yet
     mean = (recent[-1] - recent[0]) / (len(recent) - 1)
     left = record.pipeline.num_iterations - 1 - finished[-1]
     stopping = evaluation(record.pipeline)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Literal
 
 from hpcrl.data import Trajectories
-from hpcrl.errors import CorruptFileError
+from hpcrl.errors import CorruptFileError, InputError
 from hpcrl.store.run_folder import RunFolder
 from hpcrl.store.shards import read_shard
 from hpcrl.store.stage_folder import StageFolder
@@ -92,6 +93,24 @@ def _join(merged: Trajectories, part: Trajectories, source: Source) -> Trajector
             f"{part.num_steps} steps; the shards belong to different iterations"
         )
     return merged.with_fields(steps=part.steps, per_trajectory=part.per_trajectory, ragged=part.ragged)
+
+
+def offline_source(path: Path, iteration: int) -> Source:
+    """The rollout that an offline iteration reads: the kept ones oldest first, again and again."""
+    run = RunFolder.open(path)
+    kept = kept_rollouts(run)
+    return Source(run, kept[iteration % len(kept)], "rollout")
+
+
+def kept_rollouts(run: RunFolder) -> list[int]:
+    """Iterations whose rollout is published and still here.
+
+    Raises: InputError when there is none.
+    """
+    kept = [iteration for iteration in run.iterations() if run.stage(iteration, "rollout").manifest() is not None]
+    if not kept:
+        raise InputError(f"{run.path}: want at least one kept rollout, found none; see Keep(rollouts=...)")
+    return kept
 
 
 def merge_facts(parts: Sequence[Mapping[str, object]]) -> dict[str, object]:

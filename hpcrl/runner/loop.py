@@ -13,15 +13,14 @@ from hpcrl.comm import Collectives, TreeSum
 from hpcrl.data import Trajectories
 from hpcrl.residents import Residents
 from hpcrl.runner.display import Display
-from hpcrl.runner.handoff import Handoff, Source, merge_facts
+from hpcrl.runner.handoff import Handoff, Source, merge_facts, offline_source
 from hpcrl.runner.output import StageOutput
 from hpcrl.runner.position import Position, checkpoint_of, load_checkpoint, previous_facts, previous_scores
 from hpcrl.runner.prepare import Launch, Prepared
 from hpcrl.signals import DONE, REQUEUE, StopFlag
-from hpcrl.stages import Environments, Rollout, Stage, StageContext, StageInterruptedError
+from hpcrl.stages import Environments, Stage, StageContext, StageInterruptedError
 from hpcrl.store.machine import machine_facts
 from hpcrl.store.retention import Retention
-from hpcrl.store.run_folder import RunFolder
 from hpcrl.store.writer import WriteBehind
 
 _TIDY_SECONDS = 2.0
@@ -253,23 +252,3 @@ class Loop:
         self.writer.flush()
         self.comm.barrier()
         return REQUEUE
-
-
-def offline_source(path: Path, iteration: int) -> Source:
-    """The rollout that an offline iteration reads: the kept ones oldest first, again and again."""
-    run = RunFolder.open(path)
-    kept = kept_rollouts(run)
-    return Source(run, kept[iteration % len(kept)], "rollout")
-
-
-def kept_rollouts(run: RunFolder) -> list[int]:
-    """Iterations whose rollout is published and still here.
-
-    Raises: InputError when there is none.
-    """
-    from hpcrl.errors import InputError
-
-    kept = [iteration for iteration in run.iterations() if run.stage(iteration, Rollout.name).manifest() is not None]
-    if not kept:
-        raise InputError(f"{run.path}: want at least one kept rollout, found none; see Keep(rollouts=...)")
-    return kept

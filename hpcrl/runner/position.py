@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hpcrl.pipeline import Pipeline
+from hpcrl.runner.branch import INITIAL
 from hpcrl.store.checkpoint import Checkpoint, read_checkpoint
 from hpcrl.store.run_folder import RunFolder
 from hpcrl.store.stage_folder import StageFolder
@@ -46,8 +47,8 @@ def find_position(run: RunFolder, pipeline: Pipeline) -> Position:
         if found and found[-1] is not None:
             checkpoint_iteration, checkpoint_path = iteration, str(found[-1])
             break
-    if checkpoint_path is None and (run.path / "initial").is_dir():
-        checkpoint_path = str(run.path / "initial")
+    if checkpoint_path is None and (run.path / INITIAL).is_dir():
+        checkpoint_path = str(run.path / INITIAL)
     done: set[tuple[int, str]] = set()
     finished: dict[tuple[int, str], frozenset[int]] = {}
     for iteration in iterations:

@@ -14,18 +14,11 @@ from hpcrl.data import Blocks
 from hpcrl.envs import EnvDescription
 from hpcrl.errors import InputError
 from hpcrl.pipeline import Pipeline
+from hpcrl.runner.checks import check_models, check_resumable
 from hpcrl.runner.display import Display
 from hpcrl.runner.loop import Loop
 from hpcrl.runner.position import Position, clear_leftovers, find_position
-from hpcrl.runner.prepare import (
-    Launch,
-    Prepared,
-    check_models,
-    check_resumable,
-    open_run,
-    register_launch,
-    set_aside,
-)
+from hpcrl.runner.prepare import Launch, Prepared, open_run, register_launch, set_aside
 from hpcrl.signals import BAD_INPUT, DONE, FAILED, StopFlag
 from hpcrl.store.lease import Lease
 from hpcrl.store.processes import Process, local_launcher
@@ -60,11 +53,12 @@ def _run_and_leave(pipeline: Pipeline, launch: Launch, comm: Collectives, stop: 
         # One rank may see alone that a file is damaged or the disk full; the others must not wait for it.
         print(f"hpcrl run: {error}", file=sys.stderr, flush=True)
         comm.abort(BAD_INPUT)
-    except Exception:
-        traceback.print_exc()
+    except Exception as error:
+        if not isinstance(error, FloatingPointError):  # its message says it all
+            traceback.print_exc()
         print(
-            f"hpcrl run: rank {comm.rank} of {comm.size} failed (see above); what is published stays, and the same "
-            "command goes on from there",
+            f"hpcrl run: rank {comm.rank} of {comm.size} failed: {type(error).__name__}: {error}; what is published "
+            f"stays, and the same command goes on from there",
             file=sys.stderr,
         )
         comm.abort(FAILED)

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from hpcrl.envs import VectorEnv, make_env
 from hpcrl.errors import InputError
 from hpcrl.models import Policy
-from hpcrl.stages.stage import Stage, StageContext, StageInterruptedError
+from hpcrl.stages.stage import RolloutSource, Stage, StageContext, StageInterruptedError
 
 Array = npt.NDArray[Any]
 
@@ -93,7 +93,6 @@ class Evaluate(Stage):
         return (iteration + 1) % self.every == 0
 
     def run(self, context: StageContext) -> None:
-        assert context.rollout is not None  # the graph check wants an environment to play
         started = time.perf_counter()
         gathered = self._gather(context)
         returns = [value for block in gathered for value in block[0]]
@@ -128,6 +127,13 @@ class Evaluate(Stage):
         earlier = itertools.islice(context.earlier_facts(self.name), self.stop_when.times - 1)
         return self.stop_when.holds([cast(float, facts[key]), *(cast(float, row[key]) for row in earlier)])
 
+    def played(self, rollout: RolloutSource | None) -> tuple[str, Mapping[str, object]]:
+        """The environment it plays and its options: its own, else the rollout's."""
+        if rollout is None:
+            assert self.env is not None  # the graph check
+            return self.env, self.env_options or {}
+        return self.env or rollout.env, rollout.env_options if self.env_options is None else self.env_options
+
     def _lanes(self, context: StageContext) -> list[range]:
         """This rank's blocks of evaluation lanes: as many blocks as the run has, the last ones may be empty."""
         per_block = -(-self.episodes // context.num_blocks)
@@ -138,12 +144,11 @@ class Evaluate(Stage):
     def _play_block(self, context: StageContext, lanes: range) -> tuple[list[float], list[int]]:
         from hpcrl.ops.random import Draw
 
-        assert context.rollout is not None
-        options = self.env_options if self.env_options is not None else context.rollout.env_options
+        env, options = self.played(context.rollout)
         # Lanes of an evaluation are keyed by iteration too, so that every evaluation draws new starts.
         offset = context.iteration * self.episodes
         environment = make_env(
-            self.env or context.rollout.env,
+            env,
             lanes=range(lanes.start + offset, lanes.stop + offset),
             seed=context.seed,
             options=options,

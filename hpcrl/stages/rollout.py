@@ -173,6 +173,7 @@ class _BlockPlayer:
         episode = cast(Int64, self.start["episode"])
         episode_step = cast(Int64, self.start["episode_step"])
         packed, episodes, running = self.buffer.pack(self.lane, episode, episode_step)
+        self._refuse_numbers_that_are_none(packed)
         packed = packed.with_fields(
             per_trajectory={
                 "bootstrap_values": self._bootstrap_values(packed),
@@ -188,6 +189,24 @@ class _BlockPlayer:
             facts={"episode_returns": episodes.returns.tolist(), "episode_lengths": episodes.lengths.tolist()},
         )
         return episodes
+
+    def _refuse_numbers_that_are_none(self, packed: Trajectories) -> None:
+        """One NaN from an environment would turn every weight into NaN.
+
+        Raises: FloatingPointError naming the stage and where the number came from.
+        """
+        for name in ("rewards", "observations"):
+            values = packed.steps.get(name)
+            if values is None or values.dtype.kind != "f" or np.isfinite(values).all():
+                continue
+            step = int(np.flatnonzero(~np.isfinite(values).reshape(len(values), -1).all(axis=1))[0])
+            trajectory = int(np.searchsorted(packed.offsets, step, side="right")) - 1
+            given = values[step][~np.isfinite(values[step])].flat[0]
+            raise FloatingPointError(
+                f"stage 'rollout', iteration {self.context.iteration}: {name}: want finite numbers, given {given} from "
+                f"{self.stage.env}, lane {packed['lane'][trajectory]}, episode {packed['episode'][trajectory]}, step "
+                f"{packed['episode_step'][trajectory] + step - packed.offsets[trajectory]}; mend the environment"
+            )
 
     def _bootstrap_values(self, packed: Trajectories) -> Array:
         """V(final observation) where the trajectory did not terminate, 0 where it did; f32[num_trajectories]."""

@@ -44,6 +44,8 @@ class Update(Stage):
     """The role that is trained."""
 
     def __post_init__(self) -> None:
+        if not isinstance(self.algorithm, PPO):
+            raise InputError(f"Update.algorithm: want PPO(...), given {self.algorithm!r}")
         if self.advantage is not None and self.advantage.recompute is None:
             raise InputError(
                 "Update.advantage: want Advantage(..., recompute='epoch'), given recompute=None; set it, or write "
@@ -161,7 +163,11 @@ class _UpdateRun:
         total = self.context.tree.sum(self._leaves, out=self._total)
         self.model.flat.gradients_array()[:] = total[:-1]
         reach("optimizer.before_step")
-        norm = self.optimizer.step(self.learning_rate, self.algorithm.max_grad_norm)
+        try:
+            norm = self.optimizer.step(self.learning_rate, self.algorithm.max_grad_norm)
+        except FloatingPointError as error:
+            where = f"iteration {self.context.iteration}, epoch {cursor.epoch}, minibatch {cursor.minibatch}"
+            raise FloatingPointError(f"stage 'update', {where}: {error}") from error
         reach("optimizer.after_step")
         for sums, numbers in zip(self._sums, statistics, strict=True):
             sums += numbers

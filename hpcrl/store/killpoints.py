@@ -90,7 +90,8 @@ def reach(point: str) -> None:
     """Passes a named point; SIGKILLs this process when HPCRL_KILL_AT chooses it.
 
     HPCRL_KILL_AT is "point" or "point:n" (the n-th passage in this process), HPCRL_KILL_RANK narrows it to one rank,
-    HPCRL_KILL_VICTIM=launcher kills the process that started the ranks instead of this one. All are read once, when this module is imported; without them a passage costs one comparison.
+    HPCRL_KILL_VICTIM=launcher kills the process that started the ranks instead of this one. All are read once, when
+    this module is imported; without them a passage costs one comparison.
     """
     if _killer is not None:
         _killer.reach(point)

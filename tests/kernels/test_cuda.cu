@@ -53,7 +53,10 @@ class DeviceBytes {
 class Column {
  public:
   Column(const std::vector<float>& numbers, Element element, int skew)
-      : element_(element), width_(element == Element::kFloat32 ? 4 : 2), skew_(skew), bytes_((numbers.size() + skew) * width_) {
+      : element_(element),
+        width_(element == Element::kFloat32 ? 4 : 2),
+        skew_(skew),
+        bytes_((numbers.size() + skew) * width_) {
     std::vector<char> host(bytes_.size());
     for (size_t i = 0; i < numbers.size(); ++i) {
       const uint32_t bits = std::bit_cast<uint32_t>(numbers[i]) >> (width_ == 4 ? 0 : 16);
@@ -152,7 +155,8 @@ bool same_bits(const Result& a, const Result& b) {
 }
 
 template <class Op>
-void check_case(const std::string& name, const Op& op, const std::vector<int64_t>& lengths, const Options& options = {}) {
+void check_case(const std::string& name, const Op& op, const std::vector<int64_t>& lengths,
+                const Options& options = {}) {
   const packed::Batch batch = packed::batch_of(lengths, 1);
   const Result given = run(name, op, batch, options);
   const packed::Expected wanted = packed::expected(op, batch);
@@ -168,7 +172,8 @@ void check_case(const std::string& name, const Op& op, const std::vector<int64_t
   check(std::abs(given.moments[2] - squares) <= 1e-12 * (squares + 1), name, "moments: wrong sum of squares");
   check(same_bits(given, run(name, op, batch, options)), name, "a second launch gives other bits");
   check(same_bits(given, run(name, op, batch, options, 3)), name, "three replays of a graph give other bits");
-  std::printf("%-52s %8lld steps  %.1e\n", name.c_str(), static_cast<long long>(batch.num_steps()), std::fmax(advantages, returns));
+  std::printf("%-52s %8lld steps  %.1e\n", name.c_str(), static_cast<long long>(batch.num_steps()),
+              std::fmax(advantages, returns));
 }
 
 template <class Op>

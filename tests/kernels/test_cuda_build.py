@@ -107,3 +107,17 @@ def test_machine_code_reads_and_writes_128_bits_and_no_local_memory(tmp_path: Pa
         assert len(re.findall(r"\bLDG\.E\.EF\.128\b", part)) >= columns_read(op), op
         assert re.search(r"\bSTG\.E\.EF\.128\b", part), op
         assert not re.search(r"\b(LDL|STL)\b", part), op
+
+
+def test_kernels_on_this_machines_gpu(tmp_path: Path) -> None:
+    """Compiles tests/kernels/test_cuda.cu, GPU or not, and runs it where there is one."""
+    program = tmp_path / "test_cuda"
+    sources = ["tests/kernels/test_cuda.cu", "kernels/recurrence.cu", "kernels/random.cu", "kernels/random.cpp"]
+    options = ["-std=c++20", "-O1", "-arch=sm_90", "-DHPCRL_WITH_CUDA", "-Xcompiler", "-ffp-contract=off", "-I", "."]
+    command = [str(NVCC), *options, *sources, "-o", str(program)]
+    built = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=LARGEST_BUILD_SECONDS)
+    assert built.returncode == 0, built.stderr[-4000:]
+    done = subprocess.run([str(program)], capture_output=True, text=True, timeout=200)
+    if done.returncode == 77:
+        pytest.skip(done.stdout.strip())
+    assert done.returncode == 0, done.stdout[-4000:]

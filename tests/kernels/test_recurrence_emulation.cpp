@@ -12,8 +12,8 @@
 #include <cstdio>
 #include <cstdlib>
 
-#include "packed_batch.h"
 #include "kernels/recurrence_device.cuh"
+#include "packed_batch.h"
 
 namespace {
 

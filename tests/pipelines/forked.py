@@ -1,4 +1,4 @@
-"""Runs in forks of one warm process: a test that kills a run a hundred times need not import PyTorch a hundred times."""
+"""Runs in forks of one warm process, so that a test of a hundred kills need not import PyTorch a hundred times."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 from pathlib import Path
 
@@ -55,9 +56,10 @@ def test_a_run_in_the_middle_of_an_update(copy: Path) -> None:
     assert "unless its evaluation stops it before" in lines["ends"]
     # Given back, it is no longer running.
     lines = lines_of(copy)
-    assert lines["state"].startswith("stopped after iteration 2 of 3; go on with: hpcrl run")
+    command = json.loads((copy / "launches/launch-0001.json").read_text())["command"]
+    assert lines["state"] == f"stopped after iteration 2 of 3; go on with: {command}"
     assert lines["update"].startswith("unfinished (attempt 7")
-    assert lines["next"].startswith("hpcrl run ")
+    assert lines["next"] == command
     assert "ends" not in lines
 
 

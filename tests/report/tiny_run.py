@@ -44,9 +44,15 @@ def tiny(num_iterations: int = 3) -> Pipeline:
 
 
 @functools.cache
+def _folder() -> tempfile.TemporaryDirectory[str]:
+    """Removed when the tests are over."""
+    return tempfile.TemporaryDirectory(prefix="hpcrl-report-test-")
+
+
+@functools.cache
 def pipeline_file() -> Path:
     """The pipeline's file, in a folder of its own."""
-    path = Path(tempfile.mkdtemp(prefix="hpcrl-report-test-")) / "tiny.py"
+    path = Path(_folder().name) / "tiny.py"
     path.write_text(PIPELINE)
     return path
 

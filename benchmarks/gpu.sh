@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Builds hpcrl with CUDA on this machine, tests the kernels on its GPU, runs compute-sanitizer and the benchmark, and ends
-# with one table. `make gpu` calls it. Everything is built under build/gpu; an installed hpcrl stays as it is.
+# Builds hpcrl with CUDA on this machine, tests the kernels on its GPU, runs compute-sanitizer and the benchmark, and
+# ends with one table. `make gpu` calls it. Everything is built under build/gpu; an installed hpcrl stays as it is.
 #
-#   PYTHON=python3 benchmarks/gpu.sh     needs nvcc, a C++20 compiler and, for PYTHON, scikit-build-core, pybind11, pytest, torch
+#   PYTHON=python3 benchmarks/gpu.sh     needs nvcc, a C++20 compiler and, for PYTHON, scikit-build-core, pybind11,
+#                                        pytest, torch; with cupy the tests take its arrays too
 #   ARCHITECTURES=90                     instead of the GPU's own, which nvcc asks the driver for
 set -u
 cd "$(dirname "$0")/.."
@@ -12,10 +13,12 @@ BUILD=$PWD/build/gpu
 SITE=$BUILD/site
 SECONDS_A_STEP=150 # the whole takes about four minutes; a step that hangs must not take ten
 mkdir -p "$BUILD"
+rm -f "$BUILD"/*.log
 rows=()
 failed=0
 
-# step NAME COMMAND...: runs it, keeps its output in build/gpu/NAME.log, notes how it went. Exit status 77: it could not run here.
+# step NAME COMMAND...: runs it, keeps its output in build/gpu/NAME.log, notes how it went. Exit status 77: it could not
+# run here.
 step() {
   local name=$1 start=$SECONDS status
   shift
@@ -34,14 +37,16 @@ step() {
 build_module() {
   rm -rf "$SITE"
   CUDACXX=$NVCC "$PYTHON" -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --target "$SITE" \
-    -C cmake.define.HPCRL_CUDA=ON -C cmake.define.CMAKE_CUDA_ARCHITECTURES="${ARCHITECTURES:-native}" -C build-dir="$BUILD/module" . || return
+    -C cmake.define.HPCRL_CUDA=ON -C cmake.define.CMAKE_CUDA_ARCHITECTURES="${ARCHITECTURES:-native}" \
+    -C build-dir="$BUILD/module" . || return
   # An editable install in the same environment would be found before PYTHONPATH.
   echo 'import sys; sys.meta_path[:] = [f for f in sys.meta_path if type(f).__name__ != "ScikitBuildRedirectingFinder"]' \
     >"$SITE/sitecustomize.py"
 }
 
 build_program() {
-  "$NVCC" -std=c++20 -O2 -lineinfo -arch=${ARCHITECTURES:+sm_}${ARCHITECTURES:-native} -DHPCRL_WITH_CUDA -Xcompiler -ffp-contract=off -I . \
+  "$NVCC" -std=c++20 -O2 -lineinfo -arch=${ARCHITECTURES:+sm_}${ARCHITECTURES:-native} -DHPCRL_WITH_CUDA \
+    -Xcompiler -ffp-contract=off -I . \
     tests/kernels/test_cuda.cu kernels/recurrence.cu kernels/random.cu kernels/random.cpp -o "$BUILD/test_cuda"
 }
 
@@ -55,7 +60,8 @@ device_answers() {
 }
 
 python_tests() { # importlib: pytest then leaves the path alone, on which the checkout would come first
-  PYTHONPATH=$SITE:tests:tests/ops "$PYTHON" -P -m pytest --import-mode=importlib -c /dev/null --rootdir . -p no:cacheprovider -W ignore::pytest.PytestUnknownMarkWarning -ra -s \
+  PYTHONPATH=$SITE:tests:tests/ops "$PYTHON" -P -m pytest --import-mode=importlib -c /dev/null --rootdir . -p no:cacheprovider \
+    -W ignore::pytest.PytestUnknownMarkWarning -ra -s \
     tests/ops/test_recurrence_cuda.py
 }
 

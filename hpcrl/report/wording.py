@@ -27,7 +27,7 @@ def seconds_text(seconds: float) -> str:
 
     Example:
         >>> [seconds_text(value) for value in (0.0123, 4.06, 75, 3 * 3600 + 120, 200_000)]
-        ['12 ms', '4.1 s', '1 min 15 s', '3 h 2 min', '2 d 8 h']
+        ['12.3 ms', '4.1 s', '1 min 15 s', '3 h 2 min', '2 d 7 h']
     """
     if seconds < 0.9995:
         return f"{seconds * 1000:.3g} ms" if seconds < 0.1 else f"{seconds:.2f} s"

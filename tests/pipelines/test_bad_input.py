@@ -166,8 +166,8 @@ def test_another_configuration_is_refused_and_each_difference_named(whole: Path,
     before = published_bits(whole)
     options = ["--num-iterations", 2, "--num-steps", 12, "--num-epochs", 5, "--seed", 3]
     wanted = (
-        r"seed: stored 7, now 3; stages\[0\].num_steps: stored 24, now 12; "
-        r"stages\[2\].algorithm.num_epochs: stored 2, now 5.*give the stored values to resume, --run DIR .*--fresh"
+        r"stages\[0\].num_steps: stored 24, now 12; stages\[2\].algorithm.num_epochs: stored 2, now 5; "
+        r"seed: stored 7, now 3.*give the stored values to resume, --run DIR .*--fresh"
     )
     refused(tmp_path, TINY, *options, "--on", "here", "--run", whole, wanted=wanted)
     wanted = "num_iterations: stored 2, now 1"
@@ -186,7 +186,10 @@ def test_another_configuration_is_refused_and_each_difference_named(whole: Path,
         (["--branch", "{}/new", "--from", "{run}@x"], "--from: want RUN@ITERATION"),
         (["--branch", "{}/new", "--from", "{run}@9"], "want an iteration whose checkpoint is kept, .* kept: 0, 1"),
         (["--branch", "{}/new", "--from", "{}/absent@1"], "absent: want a run folder"),
-        (["--branch", "{run}", "--from", "{run}@1"], "want a missing folder, or the branch from .* given a run of its own"),
+        (
+            ["--branch", "{run}", "--from", "{run}@1"],
+            "want a missing folder, or the branch from .* given a run of its own",
+        ),
         (["--branch", "{}", "--from", "{run}@1"], "given one that holds other files"),
     ],
 )
@@ -237,7 +240,9 @@ def test_offline_training_needs_kept_rollouts_of_as_many_blocks(whole: Path, tmp
 
 
 def test_too_many_ranks_of_a_foreign_launcher_write_nothing(tmp_path: Path) -> None:
-    setup = "import hpcrl.runner.session as s, hpcrl.comm as c; w = c.SingleProcess(); w.size = 5; s.open_world = lambda: w"
+    setup = (
+        "import hpcrl.runner.session as s, hpcrl.comm as c; w = c.SingleProcess(); w.size = 5; s.open_world = lambda: w"
+    )
     done = forked("run", TINY, "--on", "here", "--run", tmp_path / "run", folder=tmp_path, setup=setup)
     assert done.code == 2
     assert "ranks: want at most num_blocks=4, given 5" in done.output

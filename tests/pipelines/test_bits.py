@@ -88,7 +88,16 @@ def test_more_iterations_are_added_to_a_finished_run(tmp_path: Path) -> None:
 
 def test_branch_starts_from_a_published_checkpoint(reference_run: Path, tmp_path: Path) -> None:
     done = hpcrl(
-        "run", TINY, "--on", "here", "--branch", tmp_path / "branch", "--from", f"{reference_run}@1", "--num-iterations", 1
+        "run",
+        TINY,
+        "--on",
+        "here",
+        "--branch",
+        tmp_path / "branch",
+        "--from",
+        f"{reference_run}@1",
+        "--num-iterations",
+        1,
     )
     assert done.code == 0, done.output
     first = published_bits(tmp_path / "branch")["0/rollout"]["shard-00000.h5"]

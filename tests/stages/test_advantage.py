@@ -20,7 +20,9 @@ def batch(num_steps: int = 40) -> Trajectories:
 def test_gae_from_stored_values() -> None:
     given = batch()
     advantages, returns = Advantage(gamma=0.9, gae_lambda=0.8).estimate(given)
-    expected = gae(given["rewards"], given["values"], given["bootstrap_values"], given.offsets, gamma=0.9, gae_lambda=0.8)
+    expected = gae(
+        given["rewards"], given["values"], given["bootstrap_values"], given.offsets, gamma=0.9, gae_lambda=0.8
+    )
     np.testing.assert_allclose(advantages, expected[0], rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(returns, expected[0] + given["values"], rtol=1e-5, atol=1e-6)
 

@@ -24,7 +24,9 @@ class Script:
 
     def picture(self) -> np.ndarray:
         self.counter += 1
-        return np.full((2, 2), self.counter % 251, np.uint8) if self.frame_stack > 1 else np.array([self.counter], float)
+        return (
+            np.full((2, 2), self.counter % 251, np.uint8) if self.frame_stack > 1 else np.array([self.counter], float)
+        )
 
     def play(self) -> tuple[Trajectories, FinishedEpisodes, np.ndarray, list[dict]]:
         lanes = range(self.num_lanes)
@@ -56,9 +58,7 @@ class Script:
                     opened[lane]["lead"] = after
                 nexts.append(after)
             events = self.events[t]
-            buffer.record_outcome(
-                t, np.stack(nexts), rewards, events == 1, events == 2, np.stack(finals), events != 3
-            )
+            buffer.record_outcome(t, np.stack(nexts), rewards, events == 1, events == 2, np.stack(finals), events != 3)
             current = nexts
         running = np.array([opened[lane]["return"] + sum(opened[lane]["rewards"]) for lane in lanes])
         for lane in lanes:

@@ -1,0 +1,158 @@
+"""Killing runs: who dies, when or at which point, what that cost; the same command then goes on."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from hpcrl.errors import CorruptFileError
+from hpcrl.store.documents import read_document
+from hpcrl.store.killpoints import ALL_POINTS
+from hpcrl.store.processes import Process
+from tests.pipelines.runs import start
+
+Victim = Literal["one rank", "all ranks", "launcher"]
+VICTIMS: tuple[Victim, ...] = ("one rank", "all ranks", "launcher")
+
+POINTS = tuple(point for point in ALL_POINTS if not point.startswith("ledger."))
+"""What `hpcrl run` passes: it keeps no ledger, for it submits nothing."""
+
+_POLL_SECONDS = 0.002
+
+
+@dataclass(frozen=True)
+class Shot:
+    """One kill to come: `point` ("part.before_link:2"), or `seconds` after the first stage began."""
+
+    victim: Victim
+    rank: int
+    point: str | None = None
+    seconds: float | None = None
+
+    def __str__(self) -> str:
+        who = f"rank {self.rank}" if self.victim == "one rank" else self.victim
+        return f"{who} at {self.point}" if self.point is not None else f"{who} after {self.seconds:.2f} s"
+
+
+@dataclass(frozen=True)
+class Wound:
+    """What a shot did."""
+
+    code: int
+    """Exit code of the command; negative: the signal that ended the launcher."""
+    hit: bool
+    """False: the run had ended before."""
+    lost_seconds: float
+    """Computed and not published when it died: what the next launch does again, at most."""
+    ended_seconds: float
+    """Until every process of the launch was gone."""
+
+
+def draw_shots(seed: int, *, at_times: int, at_points: int, horizon_seconds: float, ranks: int) -> list[Shot]:
+    """The kills of a campaign, shuffled: the same ones for the same seed."""
+    numbers = random.Random(seed)
+    shots = []
+    for index in range(at_times + at_points):
+        victim, rank = numbers.choice(VICTIMS), numbers.randrange(ranks)
+        if index < at_times:
+            shots.append(Shot(victim, rank, seconds=numbers.uniform(0.0, horizon_seconds)))
+        else:
+            point = numbers.choice(POINTS)
+            is_at_start = point.startswith(("pipeline.", "launch.", "lease."))
+            passage = 1 if is_at_start else numbers.choice((1, 2, 3, 5, 8, 13))
+            # What stands at a launch's beginning, and much of what follows, is rank 0's alone.
+            shots.append(Shot(victim, 0 if is_at_start else rank, point=f"{point}:{passage}"))
+    numbers.shuffle(shots)
+    return shots
+
+
+def shoot(arguments: Sequence[object], run: Path, shot: Shot, *, timeout_seconds: float = 120) -> Wound:
+    """Start the command, kill as the shot says, wait until all of its processes are gone."""
+    variables = {}
+    if shot.point is not None:
+        variables["HPCRL_KILL_AT"] = shot.point
+        if shot.victim != "all ranks":
+            variables["HPCRL_KILL_RANK"] = str(shot.rank)
+        if shot.victim == "launcher":
+            variables["HPCRL_KILL_VICTIM"] = "launcher"
+    launches = _launches(run)
+    process = start(*arguments, **variables)
+    began = time.time()
+    ranks: list[Process] = []
+    due = None
+    while process.poll() is None:
+        ranks = ranks or rank_processes(run)
+        if due is None and _launches(run) > launches:
+            began = time.time()
+            due = began + shot.seconds if shot.seconds is not None else None
+        if due is not None and time.time() >= due and ranks:
+            _kill(process, ranks, shot)
+            break
+        if time.time() - began > timeout_seconds:
+            process.kill()
+            raise TimeoutError(f"{shot}: neither dead nor done after {timeout_seconds} s")
+        time.sleep(_POLL_SECONDS)
+    died = time.time()
+    # At a named point the rank dies before the launcher tells: its last write is then the nearest thing to the moment.
+    output, _ = process.communicate(timeout=timeout_seconds)
+    ended = _wait_until_gone(ranks)
+    code = process.returncode
+    hit = code not in (0, 85)
+    assert code in (0, 1, -signal.SIGKILL), f"{shot}: exit code {code}:\n{output}"
+    return Wound(code, hit, max(0.0, died - max(began, newest_publication(run))) if hit else 0.0, ended)
+
+
+def rank_processes(run: Path) -> list[Process]:
+    """The ranks of the launch that holds the run, as its lease's notes name them."""
+    for note in run.glob("lease.*.*.json"):
+        with contextlib.suppress(FileNotFoundError, CorruptFileError):
+            ranks = [Process(**process) for process in read_document(note, "processes")["processes"]]
+            if any(rank.is_the_recorded_one() for rank in ranks):
+                return ranks
+    return []
+
+
+def newest_publication(run: Path) -> float:
+    """When the newest part, progress or manifest was published, in seconds since 1970."""
+    times = [0.0]
+    for iteration in sorted(run.glob("iteration-*"))[-2:]:
+        for path in iteration.glob("*/*.json"):
+            with contextlib.suppress(FileNotFoundError):
+                times.append(path.stat().st_mtime)
+    return max(times)
+
+
+def _launches(run: Path) -> int:
+    return len(list(run.glob("launches/launch-*.json")))
+
+
+def _kill(process: subprocess.Popen[str], ranks: Sequence[Process], shot: Shot) -> None:
+    chosen = {"one rank": [ranks[shot.rank].pid], "all ranks": [rank.pid for rank in ranks], "launcher": [process.pid]}
+    for pid in chosen[shot.victim]:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def _wait_until_gone(ranks: Sequence[Process], timeout_seconds: float = 10.0) -> float:
+    """Seconds until no rank is left; those that stay are the next launch's to end."""
+    began = time.monotonic()
+    while any(rank.is_alive() for rank in ranks) and time.monotonic() - began < timeout_seconds:
+        time.sleep(_POLL_SECONDS)
+    return time.monotonic() - began
+
+
+def campaign(arguments: Sequence[object], run: Path, shots: Sequence[Shot]) -> Iterator[tuple[Shot, Wound]]:
+    """One shot after the other at the same run, each at a launch by the same command; ends early when the run is done."""
+    for shot in shots:
+        wound = shoot(arguments, run, shot)
+        yield shot, wound
+        if not wound.hit:
+            return

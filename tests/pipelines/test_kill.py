@@ -1,0 +1,146 @@
+"""Killed at any moment and started again by the same command, a run ends with the bits of an unbroken one."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from hpcrl.launch import find_mpiexec
+from hpcrl.store.checkpoint import read_checkpoint
+from hpcrl.store.processes import Process
+from hpcrl.store.run_folder import RunFolder
+from hpcrl.store.shards import read_shard
+from tests.pipelines.forked import forked
+from tests.pipelines.killing import POINTS, Shot, rank_processes, shoot
+from tests.pipelines.runs import ROOT, TINY, environment, hpcrl, leftovers, published_bits, published_facts
+
+CARTPOLE = ROOT / "pipelines" / "ppo_cartpole.py"
+SHORT = ("run", CARTPOLE, "--ranks", 2, "--on", "mpi", "--num-iterations", 6, "--num-envs", 16)
+
+
+@pytest.fixture
+def memory() -> Iterator[Path]:
+    """A folder in memory where there is one: a kill keeps the page cache, so the disk would add nothing but time."""
+    place = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    with tempfile.TemporaryDirectory(dir=place) as name:
+        yield Path(name)
+
+
+def assert_same(run: Path, unbroken: Path) -> None:
+    """All that was ever published is equal, every file that is there matches its checksums, nothing is left over."""
+    assert published_bits(run) == published_bits(unbroken)
+    for stage in ("rollout", "advantage", "update", "evaluate"):
+        assert published_facts(run, stage) == published_facts(unbroken, stage)
+    assert kept(run) == kept(unbroken)
+    verify(run)
+    assert leftovers(run) == []
+
+
+def kept(path: Path) -> set[str]:
+    """The stages whose files are still there."""
+    run = RunFolder.open(path)
+    stages = [stage for iteration in run.iterations() for stage in run.stages(iteration)]
+    return {f"{stage.iteration}/{stage.stage}" for stage in stages if stage.manifest() is not None}
+
+
+def verify(path: Path) -> None:
+    """Every published file that is there against its checksums."""
+    run = RunFolder.open(path)
+    for stage in [stage for iteration in run.iterations() for stage in run.stages(iteration)]:
+        manifest = stage.manifest()
+        for record in manifest.files if manifest is not None else ():
+            if record.name.endswith(".h5"):
+                read_shard(stage.file(record), record=record)
+            elif record.name.endswith("state.json"):
+                read_checkpoint(
+                    stage.file(record).parent, [one for one in manifest.files if "/checkpoint/" in one.name]
+                )
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param(["--progress-every-minutes", 1e-7], id="progress after every step"),
+        pytest.param(["--no-keep-all", "--progress-every-minutes", 1e-7, "--recompute"], id="retention, recompute"),
+        pytest.param(["--no-keep-all", "--checkpoint-every", 3], id="a checkpoint every third update"),
+    ],
+)
+def test_a_chain_of_kills_at_named_points(options: list[object], memory: Path) -> None:
+    """Each launch dies at the next point; the last one lives."""
+    arguments = ("run", TINY, "--on", "here", "--num-iterations", 12, "--num-epochs", 1, *options)
+    unbroken = forked(*arguments, "--run", memory / "unbroken", folder=memory)
+    assert unbroken.code == 0, unbroken.output
+    points = [point for point in POINTS if has(point, options)]
+    for number, point in enumerate(points):
+        passage = 1 if point.startswith(AT_START) else 1 + number % 2
+        killed = forked(*arguments, "--run", memory / "run", folder=memory, kill_at=f"{point}:{passage}")
+        assert killed.code == -signal.SIGKILL, (point, killed)
+    done = forked(*arguments, "--run", memory / "run", folder=memory)
+    assert done.code == 0, done.output
+    assert_same(memory / "run", memory / "unbroken")
+
+
+AT_START = ("pipeline.", "launch.", "lease.", "leftovers.", "retention.")
+
+
+def has(point: str, options: list[object]) -> bool:
+    """The chains share the points among them: a chain takes those of what is its own."""
+    if "--checkpoint-every" in options:
+        return point.startswith(("checkpoint.", "optimizer.", "manifest.", "retention."))
+    if "--recompute" in options:
+        return point.startswith(("retention.", "progress.", "metrics.", "attempt."))
+    return not point.startswith(("retention.", "metrics."))
+
+
+def test_six_kills_of_two_ranks(tmp_path: Path) -> None:
+    """The short form of the soak: see test_soak.py."""
+    unbroken = hpcrl(*SHORT, "--run", tmp_path / "unbroken")
+    assert unbroken.code == 0, unbroken.output
+    shots = [
+        Shot("one rank", 1, point="shard.between_fields:3"),
+        Shot("launcher", 0, point="optimizer.after_step:7"),
+        Shot("all ranks", 0, point="part.after_link:3"),
+        Shot("one rank", 0, point="manifest.before_link:4"),
+        Shot("all ranks", 0, seconds=0.1),
+        Shot("launcher", 0, seconds=0.3),
+    ]
+    for shot in shots:
+        assert shoot([*SHORT, "--run", tmp_path / "run"], tmp_path / "run", shot).hit, shot
+    done = hpcrl(*SHORT, "--run", tmp_path / "run")
+    assert done.code == 0, done.output
+    assert_same(tmp_path / "run", tmp_path / "unbroken")
+
+
+def test_an_orphan_is_ended_by_the_resume(tmp_path: Path) -> None:
+    """Started by somebody else's mpiexec, nothing ends rank 1 when all above it and rank 0 are killed: the lease must."""
+    arguments = ["run", TINY, "--on", "mpi", "--ranks", 2, "--num-iterations", 40, "--run", tmp_path / "run"]
+    command = [find_mpiexec(), "-n", "2", sys.executable, "-m", "mpi4py", "-m", "hpcrl.cli", *arguments]
+    foreign = subprocess.Popen([str(word) for word in command], env=environment(), cwd=ROOT, stderr=subprocess.DEVNULL)
+    ranks: list[Process] = []
+    deadline = time.monotonic() + 60
+    while len(ranks) < 2 or not (tmp_path / "run" / "iteration-000002").exists():
+        assert time.monotonic() < deadline
+        assert foreign.poll() is None
+        ranks = rank_processes(tmp_path / "run")
+        time.sleep(0.01)
+    for pid in (foreign.pid, parent_of(ranks[0].pid), ranks[0].pid):
+        os.kill(pid, signal.SIGKILL)
+    foreign.wait()
+    time.sleep(0.3)
+    assert ranks[1].is_alive(), "no orphan: nothing is tested"
+    done = hpcrl(*arguments)
+    assert done.code == 0, done.output
+    assert not ranks[1].is_alive()
+    assert leftovers(tmp_path / "run") == []
+
+
+def parent_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])

@@ -6,8 +6,10 @@ lie behind one another; `offsets` says where each begins. What follows a traject
 V of the state there, 0 where the episode terminated. So no mask and no done flag is needed.
 
 All five take NumPy, PyTorch and CuPy arrays (and anything with DLPack, given `out`) without a copy, on one device, and
-return arrays of the same library there. Arithmetic is float32, with sums and carries in float64; scalars are float64.
-A trajectory's numbers have the same bits wherever it lies, whatever lies beside it, for any `num_threads`.
+return arrays of the same library there. Arithmetic is float32; scalars are float64.
+On the CPU sums and carries are float64, and a trajectory's numbers have the same bits wherever it lies, whatever lies
+beside it, for any `num_threads`. On a CUDA device carries are float32: bits repeat from run to run, and a trajectory's
+place in the batch changes them by rounding only.
 
 Arguments of all five:
     rewards: f32 or bf16 [num_steps].

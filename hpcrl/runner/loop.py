@@ -224,14 +224,15 @@ class Loop:
     def _tidy(self, iterations: range, scores: Mapping[int, float]) -> None:
         """Drop parts and attempts of stages that are done, and what retention lets go.
 
-        Needed whatever `keep` says: everything since the newest checkpoint, from which a killed update is redone.
+        Needed whatever `keep` says: everything since the newest checkpoint, from which a killed update is redone; up to
+        the last iteration that an earlier launch reached, where this one is still redoing the updates before it.
         """
         for folder in [folder for iteration in iterations for folder in self.run.stages(iteration)]:
             if folder.is_done():
                 folder.remove_leftovers()
         before = range(iterations.stop - 1, -1, -1)
         newest = next((iteration for iteration in before if self._left_checkpoint(iteration)), 0)
-        unsettled = range(newest, iterations.stop)
+        unsettled = range(newest, max(iterations.stop, self.position.newest_iteration + 1))
         needed = {(iteration, stage.name) for iteration in unsettled for stage in self.pipeline.stages}
         self.retention.apply(needed, scores)
 

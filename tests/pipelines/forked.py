@@ -12,7 +12,21 @@ from pathlib import Path
 from tests.pipelines.runs import Finished
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["torch", "hpcrl.cli.run", "hpcrl.runner", "hpcrl.launch", "gymnasium"])
+_CONTEXT.set_forkserver_preload(
+    [
+        "torch",
+        "torch.fx.experimental.symbolic_shapes",  # what PyTorch imports when a layer is made without its numbers
+        "gymnasium.envs.classic_control",
+        "tyro",
+        "hpcrl.cli.run",
+        "hpcrl.runner",
+        "hpcrl.launch",
+        "hpcrl.models.actor_critic",
+        "hpcrl.models.networks",
+        "hpcrl.ops.recurrence",
+        "hpcrl.report.page",
+    ]
+)
 
 
 def _play(arguments: list[str], output: str, kill_at: str | None, setup: str) -> None:

@@ -65,39 +65,59 @@ def verify(path: Path) -> None:
                 )
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        pytest.param(["--progress-every-minutes", 1e-7], id="progress after every step"),
-        pytest.param(["--no-keep-all", "--progress-every-minutes", 1e-7, "--recompute"], id="retention, recompute"),
-        pytest.param(["--no-keep-all", "--checkpoint-every", 3], id="a checkpoint every third update"),
-    ],
-)
-def test_a_chain_of_kills_at_named_points(options: list[object], memory: Path) -> None:
-    """Each launch dies at the next point; the last one lives."""
-    arguments = ("run", TINY, "--on", "here", "--num-iterations", 12, "--num-epochs", 1, *options)
+PROGRESS = ("--progress-every-minutes", 1e-7)  # after every optimiser step
+CHAINS = {
+    "at the start": ((), ("pipeline.", "launch.", "lease.")),
+    "in stages, with progress": (PROGRESS, ("part.", "manifest.", "progress.", "shard.", "attempt.", "leftovers.")),
+    "retention, advantages in the update": (("--no-keep-all", "--recompute", *PROGRESS), ("progress.", "retention.")),
+    "a checkpoint every third update": (
+        ("--no-keep-all", "--checkpoint-every", 3),
+        ("checkpoint.", "optimizer.", "metrics.", "manifest.", "retention."),
+    ),
+}
+"""Options, and beginnings of the points' names."""
+SHORT_STEPS = ("after_write", "before_link", "after_link", "between", "unpublish", "drop", "delete", "step", "after_mkdir")
+
+
+@pytest.mark.parametrize("chain", CHAINS)
+def test_a_chain_of_kills_at_named_points(chain: str, memory: Path) -> None:
+    """Each launch dies at the next point; the last one lives. The steps at which most can go wrong: all are in soak."""
+    points = [point for point in chain_points(chain) if any(step in point for step in SHORT_STEPS)]
+    follow(chain, points, 10, memory)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("passage", [1, 2, 5])
+@pytest.mark.parametrize("chain", CHAINS)
+def test_a_chain_of_kills_at_every_point(chain: str, passage: int, memory: Path) -> None:
+    points = [f"{point}:{1 if point.startswith(ONCE) else passage}" for point in chain_points(chain)]
+    follow(chain, points, 30 * passage, memory)
+
+
+TIDY_ALWAYS = "import hpcrl.runner.loop; hpcrl.runner.loop._TIDY_SECONDS = 0.0"
+"""After every iteration, so that retention and the removal of leftovers are passed early and often."""
+
+ONCE = ("pipeline.", "launch.", "lease.")
+"""A launch passes these once, at its beginning."""
+
+
+def chain_points(chain: str) -> list[str]:
+    """In the chain's order: what a tidy-up passes at the end comes last."""
+    return [point for beginning in CHAINS[chain][1] for point in POINTS if point.startswith(beginning)]
+
+
+def follow(chain: str, points: list[str], num_iterations: int, memory: Path) -> None:
+    options = CHAINS[chain][0]
+    arguments = ("run", TINY, "--on", "here", "--num-iterations", num_iterations, "--num-epochs", 1, *options)
     unbroken = forked(*arguments, "--run", memory / "unbroken", folder=memory)
     assert unbroken.code == 0, unbroken.output
-    points = [point for point in POINTS if has(point, options)]
-    for number, point in enumerate(points):
-        passage = 1 if point.startswith(AT_START) else 1 + number % 2
-        killed = forked(*arguments, "--run", memory / "run", folder=memory, kill_at=f"{point}:{passage}")
+    for point in points:
+        killed = forked(*arguments, "--run", memory / "run", folder=memory, kill_at=point, setup=TIDY_ALWAYS)
         assert killed.code == -signal.SIGKILL, (point, killed)
     done = forked(*arguments, "--run", memory / "run", folder=memory)
     assert done.code == 0, done.output
     assert_same(memory / "run", memory / "unbroken")
-
-
-AT_START = ("pipeline.", "launch.", "lease.", "leftovers.", "retention.")
-
-
-def has(point: str, options: list[object]) -> bool:
-    """The chains share the points among them: a chain takes those of what is its own."""
-    if "--checkpoint-every" in options:
-        return point.startswith(("checkpoint.", "optimizer.", "manifest.", "retention."))
-    if "--recompute" in options:
-        return point.startswith(("retention.", "progress.", "metrics.", "attempt."))
-    return not point.startswith(("retention.", "metrics."))
 
 
 def test_six_kills_of_two_ranks(tmp_path: Path) -> None:

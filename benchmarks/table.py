@@ -1,6 +1,6 @@
 """Writes README's table of speeds from benchmarks/results/*.json; `--check` only says whether it is up to date.
 
-A row per result that has a limit: what was measured, the figure, the limit, whether it is met, and how busy others were.
+A row per result that has a limit: what, the figure, the limit, whether it is met, and others' CPU share.
 """
 
 from __future__ import annotations

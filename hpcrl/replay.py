@@ -57,9 +57,8 @@ def replay_command(path: Path, *, iteration: int | None = None, only: Only | Non
     if different:
         for line in machine_notes(run, {comparison.iteration for comparison in different}):
             print(line)
-    print(
-        f"{len(comparisons)} stages replayed: {len(comparisons) - len(different)} bit-identical, {len(different)} differ"
-    )
+    same = len(comparisons) - len(different)
+    print(f"{len(comparisons)} stages replayed: {same} bit-identical, {len(different)} differ")
     return 1 if different else 0
 
 

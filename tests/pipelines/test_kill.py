@@ -89,17 +89,30 @@ def test_a_chain_of_kills_at_named_points(chain: str, memory: Path) -> None:
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("passage", [1, 2, 5])
-@pytest.mark.parametrize("chain", CHAINS)
+@pytest.mark.parametrize("chain", [chain for chain in CHAINS if chain != "at the start"])
 def test_a_chain_of_kills_at_every_point(chain: str, passage: int, memory: Path) -> None:
-    points = [f"{point}:{1 if point.startswith(ONCE) else passage}" for point in chain_points(chain)]
-    follow(chain, points, 30 * passage, memory)
+    follow(chain, [f"{point}:{passage}" for point in chain_points(chain)], 30 * passage, memory)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("point", [point for point in POINTS if point.startswith(CHAINS["at the start"][1])])
+def test_a_kill_at_every_point_of_the_start(point: str, memory: Path) -> None:
+    follow("at the start", [point], 1, memory)
+
+
+@pytest.mark.parametrize("point", ["pipeline.before_link", "pipeline.after_link"])
+def test_a_kill_while_a_run_is_given_more_iterations(point: str, memory: Path) -> None:
+    arguments = ("run", TINY, "--on", "here", "--num-iterations")
+    for name in ("unbroken", "run"):
+        assert forked(*arguments, 1, "--run", memory / name, folder=memory).code == 0
+    assert forked(*arguments, 2, "--run", memory / "run", folder=memory, kill_at=point).code == -signal.SIGKILL
+    for name in ("unbroken", "run"):
+        assert forked(*arguments, 2, "--run", memory / name, folder=memory).code == 0
+    assert_same(memory / "run", memory / "unbroken")
 
 
 TIDY_ALWAYS = "import hpcrl.runner.loop; hpcrl.runner.loop._TIDY_SECONDS = 0.0"
 """After every iteration, so that retention and the removal of leftovers are passed early and often."""
-
-ONCE = ("pipeline.", "launch.", "lease.")
-"""A launch passes these once, at its beginning."""
 
 
 def chain_points(chain: str) -> list[str]:

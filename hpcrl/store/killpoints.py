@@ -76,9 +76,11 @@ def _killer_from_environment() -> _Killer | None:
     wanted_rank = os.environ.get("HPCRL_KILL_RANK")
     rank = next((os.environ[name] for name in _RANK_VARIABLES if name in os.environ), "0")
     victim = os.environ.get("HPCRL_KILL_VICTIM") or "self"
+    if victim not in ("self", "launcher"):
+        raise InputError(f"HPCRL_KILL_VICTIM: want 'self' or 'launcher', given {victim!r}")
     launcher = local_launcher()
-    if victim not in ("self", "launcher") or (victim == "launcher" and launcher is None):
-        raise InputError(f"HPCRL_KILL_VICTIM: want 'self', or 'launcher' in a rank that one started, given {victim!r}")
+    if victim == "launcher" and launcher is None:
+        return None  # the launcher itself, which passes no point
     killer = _Killer(target, launcher.pid if victim == "launcher" and launcher is not None else None)
     return killer if wanted_rank in (None, "", rank) else None
 

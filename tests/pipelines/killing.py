@@ -8,7 +8,7 @@ import random
 import signal
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -56,8 +56,10 @@ class Wound:
     """Until every process of the launch was gone."""
 
 
-def draw_shots(seed: int, *, at_times: int, at_points: int, horizon_seconds: float, ranks: int) -> list[Shot]:
-    """The kills of a campaign, shuffled: the same ones for the same seed."""
+def draw_shots(
+    seed: int, *, at_times: int, at_points: int, points: Sequence[str], horizon_seconds: float, ranks: int
+) -> list[Shot]:
+    """The kills of a campaign, shuffled: the same ones for the same seed (times scale with the horizon)."""
     numbers = random.Random(seed)
     shots = []
     for index in range(at_times + at_points):
@@ -65,7 +67,7 @@ def draw_shots(seed: int, *, at_times: int, at_points: int, horizon_seconds: flo
         if index < at_times:
             shots.append(Shot(victim, rank, seconds=numbers.uniform(0.0, horizon_seconds)))
         else:
-            point = numbers.choice(POINTS)
+            point = numbers.choice(points)
             is_at_start = point.startswith(("pipeline.", "launch.", "lease."))
             passage = 1 if is_at_start else numbers.choice((1, 2, 3, 5, 8, 13))
             # What stands at a launch's beginning, and much of what follows, is rank 0's alone.
@@ -85,29 +87,29 @@ def shoot(arguments: Sequence[object], run: Path, shot: Shot, *, timeout_seconds
             variables["HPCRL_KILL_VICTIM"] = "launcher"
     launches = _launches(run)
     process = start(*arguments, **variables)
-    began = time.time()
+    deadline = time.time() + timeout_seconds
+    began: float | None = None
     ranks: list[Process] = []
-    due = None
-    while process.poll() is None:
+    while process.poll() is None and all(rank.is_alive() for rank in ranks):
         ranks = ranks or rank_processes(run)
-        if due is None and _launches(run) > launches:
+        if began is None and _launches(run) > launches:
             began = time.time()
-            due = began + shot.seconds if shot.seconds is not None else None
-        if due is not None and time.time() >= due and ranks:
+        if began is not None and shot.seconds is not None and ranks and time.time() >= began + shot.seconds:
             _kill(process, ranks, shot)
             break
-        if time.time() - began > timeout_seconds:
+        if time.time() > deadline:
             process.kill()
             raise TimeoutError(f"{shot}: neither dead nor done after {timeout_seconds} s")
         time.sleep(_POLL_SECONDS)
     died = time.time()
-    # At a named point the rank dies before the launcher tells: its last write is then the nearest thing to the moment.
     output, _ = process.communicate(timeout=timeout_seconds)
     ended = _wait_until_gone(ranks)
     code = process.returncode
-    hit = code not in (0, 85)
     assert code in (0, 1, -signal.SIGKILL), f"{shot}: exit code {code}:\n{output}"
-    return Wound(code, hit, max(0.0, died - max(began, newest_publication(run))) if hit else 0.0, ended)
+    if code == 0:
+        return Wound(code, False, 0.0, ended)
+    lost = died - max(began, newest_publication(run)) if began is not None else 0.0
+    return Wound(code, True, max(0.0, lost), ended)
 
 
 def rank_processes(run: Path) -> list[Process]:
@@ -147,12 +149,3 @@ def _wait_until_gone(ranks: Sequence[Process], timeout_seconds: float = 10.0) ->
     while any(rank.is_alive() for rank in ranks) and time.monotonic() - began < timeout_seconds:
         time.sleep(_POLL_SECONDS)
     return time.monotonic() - began
-
-
-def campaign(arguments: Sequence[object], run: Path, shots: Sequence[Shot]) -> Iterator[tuple[Shot, Wound]]:
-    """One shot after the other at the same run, each at a launch by the same command; ends early when the run is done."""
-    for shot in shots:
-        wound = shoot(arguments, run, shot)
-        yield shot, wound
-        if not wound.hit:
-            return

@@ -76,7 +76,17 @@ CHAINS = {
     ),
 }
 """Options, and beginnings of the points' names."""
-SHORT_STEPS = ("after_write", "before_link", "after_link", "between", "unpublish", "drop", "delete", "step", "after_mkdir")
+SHORT_STEPS = (
+    "after_write",
+    "before_link",
+    "after_link",
+    "between",
+    "unpublish",
+    "drop",
+    "delete",
+    "step",
+    "after_mkdir",
+)
 
 
 @pytest.mark.parametrize("chain", CHAINS)
@@ -142,37 +152,37 @@ def test_six_kills_of_two_ranks(tmp_path: Path) -> None:
         Shot("launcher", 0, point="optimizer.after_step:7"),
         Shot("all ranks", 0, point="part.after_link:3"),
         Shot("one rank", 0, point="manifest.before_link:4"),
-        Shot("all ranks", 0, seconds=0.1),
-        Shot("launcher", 0, seconds=0.3),
+        Shot("launcher", 0, seconds=0.1),
     ]
     for shot in shots:
         assert shoot([*SHORT, "--run", tmp_path / "run"], tmp_path / "run", shot).hit, shot
+    orphan = leave_an_orphan(tmp_path / "run")
     done = hpcrl(*SHORT, "--run", tmp_path / "run")
     assert done.code == 0, done.output
+    assert not orphan.is_alive()
     assert_same(tmp_path / "run", tmp_path / "unbroken")
 
 
-def test_an_orphan_is_ended_by_the_resume(tmp_path: Path) -> None:
-    """Started by somebody else's mpiexec, nothing ends rank 1 when all above it and rank 0 are killed: the lease must."""
-    arguments = ["run", TINY, "--on", "mpi", "--ranks", 2, "--num-iterations", 40, "--run", tmp_path / "run"]
-    command = [find_mpiexec(), "-n", "2", sys.executable, "-m", "mpi4py", "-m", "hpcrl.cli", *arguments]
+def leave_an_orphan(run: Path) -> Process:
+    """The sixth kill. Under somebody else's mpiexec nothing ends rank 1 when rank 0 and all above it die: the lease must.
+
+    Returns: rank 1, waiting for ever.
+    """
+    command = [find_mpiexec(), "-n", 2, sys.executable, "-m", "mpi4py", "-m", "hpcrl.cli", *SHORT, "--run", run]
     foreign = subprocess.Popen([str(word) for word in command], env=environment(), cwd=ROOT, stderr=subprocess.DEVNULL)
     ranks: list[Process] = []
     deadline = time.monotonic() + 60
-    while len(ranks) < 2 or not (tmp_path / "run" / "iteration-000002").exists():
+    while len(ranks) < 2:
         assert time.monotonic() < deadline
         assert foreign.poll() is None
-        ranks = rank_processes(tmp_path / "run")
-        time.sleep(0.01)
+        ranks = rank_processes(run)
+        time.sleep(0.001)
     for pid in (foreign.pid, parent_of(ranks[0].pid), ranks[0].pid):
         os.kill(pid, signal.SIGKILL)
     foreign.wait()
     time.sleep(0.3)
     assert ranks[1].is_alive(), "no orphan: nothing is tested"
-    done = hpcrl(*arguments)
-    assert done.code == 0, done.output
-    assert not ranks[1].is_alive()
-    assert leftovers(tmp_path / "run") == []
+    return ranks[1]
 
 
 def parent_of(pid: int) -> int:

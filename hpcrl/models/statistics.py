@@ -72,12 +72,12 @@ class RunningStatistics(nn.Module):
             sums: f64[1 + 2 size]: n, sums, sums of squares.
             step: None: all rows count alike; in (0, 1]: share of the newest batch in the long run.
         Raises:
-            InputError: another length, or numbers that are not finite.
+            InputError: another length. FloatingPointError: numbers that are not finite.
         """
         if sums.shape != (1 + 2 * self.size,):
             raise InputError(f"moments: want f64[{1 + 2 * self.size}] (n, sums, sums of squares), given {sums.shape}")
         if not np.isfinite(sums).all():
-            raise InputError(
+            raise FloatingPointError(
                 "moments: want finite numbers, given NaN or infinity; look at the data they were made from"
             )
         count = float(sums[0])

@@ -119,6 +119,8 @@ class Loop:
         output = self._output(index, stage, iteration)
         try:
             stage.run(self._context(index, stage, iteration, output))
+        except FloatingPointError as error:
+            raise FloatingPointError(f"stage '{stage.name}', iteration {iteration}: {error}") from error
         finally:
             output.finish()
         facts = merge_facts(output.facts)

@@ -193,7 +193,7 @@ class _BlockPlayer:
     def _refuse_numbers_that_are_none(self, packed: Trajectories) -> None:
         """One NaN from an environment would turn every weight into NaN.
 
-        Raises: FloatingPointError naming the stage and where the number came from.
+        Raises: FloatingPointError naming where the number came from.
         """
         for name in ("rewards", "observations"):
             values = packed.steps.get(name)
@@ -203,7 +203,7 @@ class _BlockPlayer:
             trajectory = int(np.searchsorted(packed.offsets, step, side="right")) - 1
             given = values[step][~np.isfinite(values[step])].flat[0]
             raise FloatingPointError(
-                f"stage 'rollout', iteration {self.context.iteration}: {name}: want finite numbers, given {given} from "
+                f"{name}: want finite numbers, given {given} from "
                 f"{self.stage.env}, lane {packed['lane'][trajectory]}, episode {packed['episode'][trajectory]}, step "
                 f"{packed['episode_step'][trajectory] + step - packed.offsets[trajectory]}; mend the environment"
             )

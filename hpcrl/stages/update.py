@@ -166,8 +166,7 @@ class _UpdateRun:
         try:
             norm = self.optimizer.step(self.learning_rate, self.algorithm.max_grad_norm)
         except FloatingPointError as error:
-            where = f"iteration {self.context.iteration}, epoch {cursor.epoch}, minibatch {cursor.minibatch}"
-            raise FloatingPointError(f"stage 'update', {where}: {error}") from error
+            raise FloatingPointError(f"epoch {cursor.epoch}, minibatch {cursor.minibatch}: {error}") from error
         reach("optimizer.after_step")
         for sums, numbers in zip(self._sums, statistics, strict=True):
             sums += numbers

@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any
 
 from hpcrl.errors import InputError
+from hpcrl.store.disk_errors import explain_write_errors
 from hpcrl.store.documents import read_document, seal
 from hpcrl.store.processes import Process, end_processes
 from hpcrl.store.publish import make_folder, publish, temporary_beside
@@ -103,17 +104,19 @@ class Lease:
             grace_seconds: orphans get SIGTERM, and SIGKILL after this time.
             launcher: a process of this host whose death makes the launch an orphan, where the holder is itself a rank.
             environment: where SLURM's variables are read; None: this process's.
-        Raises: InputError naming the holder when it is alive; CorruptFileError when the lease is damaged.
+        Raises: InputError naming the holder when it is alive, or when the disk is full or read-only; CorruptFileError
+            when the lease is damaged.
         """
         run_path = Path(run_path)
         make_folder(run_path)
         holder = Holder.new(os.environ if environment is None else environment, launcher)
         document = seal("lease", dataclasses.asdict(holder))
         for _ in range(_TRIES):
-            _end_launches_set_aside(run_path, grace_seconds)
-            if publish(run_path / _NAME, document):
-                return cls(run_path, holder, heartbeat_seconds)
-            _set_aside_if_dead(run_path, holder, stale_seconds)
+            with explain_write_errors(run_path / _NAME):
+                _end_launches_set_aside(run_path, grace_seconds)
+                if publish(run_path / _NAME, document):
+                    return cls(run_path, holder, heartbeat_seconds)
+                _set_aside_if_dead(run_path, holder, stale_seconds)
         raise InputError(f"{run_path / _NAME}: others keep taking this run; look with `hpcrl status`, then run again")
 
     def record(self, processes: Sequence[Process]) -> None:

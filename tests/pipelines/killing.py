@@ -17,7 +17,7 @@ from hpcrl.errors import CorruptFileError
 from hpcrl.store.documents import read_document
 from hpcrl.store.killpoints import ALL_POINTS
 from hpcrl.store.processes import Process
-from tests.pipelines.runs import start
+from tests.pipelines.runs import ROOT, command, environment
 
 Victim = Literal["one rank", "all ranks", "launcher"]
 VICTIMS: tuple[Victim, ...] = ("one rank", "all ranks", "launcher")
@@ -25,6 +25,8 @@ VICTIMS: tuple[Victim, ...] = ("one rank", "all ranks", "launcher")
 POINTS = tuple(point for point in ALL_POINTS if not point.startswith("ledger."))
 """What `hpcrl run` passes: it keeps no ledger, for it submits nothing."""
 
+_ONCE = ("pipeline.", "launch.", "lease.")
+_ONLY_RANK_ZERO = (*_ONCE, "checkpoint.", "progress.", "metrics.", "leftovers.", "retention.")
 _POLL_SECONDS = 0.002
 
 
@@ -68,10 +70,8 @@ def draw_shots(
             shots.append(Shot(victim, rank, seconds=numbers.uniform(0.0, horizon_seconds)))
         else:
             point = numbers.choice(points)
-            is_at_start = point.startswith(("pipeline.", "launch.", "lease."))
-            passage = 1 if is_at_start else numbers.choice((1, 2, 3, 5, 8, 13))
-            # What stands at a launch's beginning, and much of what follows, is rank 0's alone.
-            shots.append(Shot(victim, 0 if is_at_start else rank, point=f"{point}:{passage}"))
+            passage = 1 if point.startswith(_ONCE) else numbers.choice((1, 2, 3, 5, 8, 13))
+            shots.append(Shot(victim, 0 if point.startswith(_ONLY_RANK_ZERO) else rank, point=f"{point}:{passage}"))
     numbers.shuffle(shots)
     return shots
 
@@ -85,15 +85,18 @@ def shoot(arguments: Sequence[object], run: Path, shot: Shot, *, timeout_seconds
             variables["HPCRL_KILL_RANK"] = str(shot.rank)
         if shot.victim == "launcher":
             variables["HPCRL_KILL_VICTIM"] = "launcher"
-    launches = _launches(run)
-    process = start(*arguments, **variables)
+    output = run.with_name(f"{run.name}.output")
+    with open(output, "w", encoding="utf-8") as stream:
+        process = subprocess.Popen(
+            command(*arguments), env=environment(**variables), cwd=ROOT, stdout=stream, stderr=subprocess.STDOUT
+        )
     deadline = time.time() + timeout_seconds
     began: float | None = None
     ranks: list[Process] = []
     while process.poll() is None and all(rank.is_alive() for rank in ranks):
         ranks = ranks or rank_processes(run)
-        if began is None and _launches(run) > launches:
-            began = time.time()
+        if began is None and "  iteration " in output.read_text():
+            began = time.time()  # the first stage's first sign of life
         if began is not None and shot.seconds is not None and ranks and time.time() >= began + shot.seconds:
             _kill(process, ranks, shot)
             break
@@ -102,10 +105,9 @@ def shoot(arguments: Sequence[object], run: Path, shot: Shot, *, timeout_seconds
             raise TimeoutError(f"{shot}: neither dead nor done after {timeout_seconds} s")
         time.sleep(_POLL_SECONDS)
     died = time.time()
-    output, _ = process.communicate(timeout=timeout_seconds)
+    code = process.wait(timeout_seconds)
     ended = _wait_until_gone(ranks)
-    code = process.returncode
-    assert code in (0, 1, -signal.SIGKILL), f"{shot}: exit code {code}:\n{output}"
+    assert code in (0, 1, -signal.SIGKILL), f"{shot}: exit code {code}:\n{output.read_text()}"
     if code == 0:
         return Wound(code, False, 0.0, ended)
     lost = died - max(began, newest_publication(run)) if began is not None else 0.0
@@ -130,10 +132,6 @@ def newest_publication(run: Path) -> float:
             with contextlib.suppress(FileNotFoundError):
                 times.append(path.stat().st_mtime)
     return max(times)
-
-
-def _launches(run: Path) -> int:
-    return len(list(run.glob("launches/launch-*.json")))
 
 
 def _kill(process: subprocess.Popen[str], ranks: Sequence[Process], shot: Shot) -> None:

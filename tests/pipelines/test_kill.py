@@ -164,7 +164,7 @@ def test_six_kills_of_two_ranks(tmp_path: Path) -> None:
 
 
 def leave_an_orphan(run: Path) -> Process:
-    """The sixth kill. Under somebody else's mpiexec nothing ends rank 1 when rank 0 and all above it die: the lease must.
+    """The sixth kill. Under another mpiexec nothing ends rank 1 when rank 0 and all above it die: the lease must.
 
     Returns: rank 1, waiting for ever.
     """

@@ -44,7 +44,8 @@ class Pipeline:
     keep: Keep = dataclasses.field(default_factory=Keep)
     """Which rollouts and checkpoints stay on disk."""
     checkpoint_every: int = 1
-    """A checkpoint every n-th update; the updates between are redone after a kill from their stored shards."""
+    """A checkpoint every n-th update, after the last, and wherever an evaluation may stop the run; the updates between
+    are redone after a kill from their stored shards."""
     progress_every_minutes: float = 10.0
     """A long update saves its progress this often."""
     inputs: str | None = None

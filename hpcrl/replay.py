@@ -116,7 +116,7 @@ def _sources(run: RunFolder, pipeline: Pipeline, iteration: int, index: int) -> 
     writing = [stage for stage in pipeline.stages[:index] if stage.writes]
     sources = [Source(run, iteration, stage.name) for stage in writing]
     if pipeline.inputs is not None:
-        sources.insert(0, offline_source(Path(pipeline.inputs), iteration))
+        sources.insert(0, offline_source(Path(pipeline.inputs), run.pipeline()["input_iterations"], iteration))
     return sources
 
 

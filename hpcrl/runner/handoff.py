@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
 from hpcrl.data import Trajectories
 from hpcrl.errors import CorruptFileError, InputError
+from hpcrl.store.manifest import FileRecord
 from hpcrl.store.run_folder import RunFolder
 from hpcrl.store.shards import read_shard
 from hpcrl.store.stage_folder import StageFolder
@@ -73,17 +74,24 @@ def read_block(source: Source, file_name: str) -> Trajectories:
     Raises: CorruptFileError when it is missing or damaged.
     """
     folder = source.folder()
-    manifest = folder.manifest()
-    records = list(manifest.files) if manifest is not None else []
-    if manifest is None:
-        records = [record for part in folder.parts().values() for record in part.files]
-    for record in records:
+    for record in _published_files(folder):
         if record.name.endswith(f"/{file_name}"):
             return read_shard(folder.file(record), record=record)
     raise CorruptFileError(
         f"{folder.path}: want a published {file_name}, found none; the iteration is incomplete or its files were "
         "removed: resume the run, or choose an iteration whose rollouts are kept"
     )
+
+
+def _published_files(folder: StageFolder) -> Iterator[FileRecord]:
+    """Of the manifest, else of the parts, else of the manifest: it may be published, and they be cleared, meanwhile."""
+    for _ in range(2):
+        manifest = folder.manifest()
+        if manifest is not None:
+            yield from manifest.files
+            return
+        for part in folder.parts().values():
+            yield from part.files
 
 
 def _join(merged: Trajectories, part: Trajectories, source: Source) -> Trajectories:
@@ -95,11 +103,9 @@ def _join(merged: Trajectories, part: Trajectories, source: Source) -> Trajector
     return merged.with_fields(steps=part.steps, per_trajectory=part.per_trajectory, ragged=part.ragged)
 
 
-def offline_source(path: Path, iteration: int) -> Source:
-    """The rollout that an offline iteration reads: the kept ones oldest first, again and again."""
-    run = RunFolder.open(path)
-    kept = kept_rollouts(run)
-    return Source(run, kept[iteration % len(kept)], "rollout")
+def offline_source(path: Path, kept: Sequence[int], iteration: int) -> Source:
+    """The rollout that an offline iteration reads: of those kept when the run was made, oldest first, in turn."""
+    return Source(RunFolder.open(path), kept[iteration % len(kept)], "rollout")
 
 
 def kept_rollouts(run: RunFolder) -> list[int]:

@@ -11,6 +11,7 @@ from typing import Any, cast
 
 from hpcrl.comm import Collectives, TreeSum
 from hpcrl.data import Trajectories
+from hpcrl.pipeline import evaluation
 from hpcrl.residents import Residents
 from hpcrl.runner.display import Display
 from hpcrl.runner.handoff import Handoff, Source, merge_facts, offline_source
@@ -42,6 +43,7 @@ class Loop:
         writer: WriteBehind,
     ) -> None:
         self.pipeline, self.description, self.run = prepared.pipeline, prepared.description, prepared.run
+        self.input_iterations = prepared.input_iterations
         self.launch, self.number, self.position = launch, number, position
         self.comm, self.stop, self.writer = comm, stop, writer
         self.tree = TreeSum(comm, self.pipeline.num_blocks)
@@ -185,7 +187,7 @@ class Loop:
         """The stages whose fields a stage reads: those before it that write any; or another run's rollouts."""
         sources = []
         if self.pipeline.inputs is not None:
-            sources = [offline_source(Path(self.pipeline.inputs), iteration)]
+            sources = [offline_source(Path(self.pipeline.inputs), self.input_iterations, iteration)]
         writing = [stage for stage in self.pipeline.stages[:index] if stage.writes]
         return [*sources, *(Source(self.run, iteration, stage.name) for stage in writing)]
 
@@ -249,7 +251,9 @@ class Loop:
     def _has_checkpoint(self, iteration: int) -> bool:
         """Whether the update of an iteration leaves a checkpoint."""
         last = iteration == self.pipeline.num_iterations - 1
-        return last or (iteration + 1) % self.pipeline.checkpoint_every == 0
+        evaluate = evaluation(self.pipeline)
+        may_stop = evaluate is not None and evaluate.stop_when is not None and evaluate.due(iteration)
+        return last or may_stop or (iteration + 1) % self.pipeline.checkpoint_every == 0
 
     def _interrupted(self) -> int:
         self.writer.flush()

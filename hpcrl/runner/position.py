@@ -10,6 +10,7 @@ from typing import Any
 from hpcrl.pipeline import Pipeline
 from hpcrl.runner.branch import INITIAL
 from hpcrl.store.checkpoint import Checkpoint, read_checkpoint
+from hpcrl.store.machine import difference, machine_facts
 from hpcrl.store.run_folder import RunFolder
 from hpcrl.store.stage_folder import StageFolder
 
@@ -96,6 +97,19 @@ def clear_leftovers(run: RunFolder, position: Position) -> None:
 def has_leftovers(folder: StageFolder) -> bool:
     """Whether a stage folder holds more than its manifest and one attempt: a look at its names only."""
     return sum(1 for _ in folder.path.iterdir()) > 2
+
+
+def machine_notes(run: RunFolder, position: Position, compute_threads: int) -> list[str]:
+    """What differs between this machine and the one that published the newest stage: bits may differ from here on."""
+    newest = max(position.done, default=None)
+    manifest = run.stage(*newest).manifest() if newest is not None else None
+    if manifest is None:
+        return []
+    changed = difference(manifest.machine, machine_facts(compute_threads))
+    return [
+        f"{run.path}: note: {name} was {then}, is {now}; from here on bits may differ from those of an unbroken run"
+        for name, (then, now) in changed.items()
+    ]
 
 
 def previous_scores(run: RunFolder) -> dict[int, float]:

@@ -16,6 +16,7 @@ from hpcrl.data.configuration import differences
 from hpcrl.envs import EnvDescription
 from hpcrl.pipeline import Pipeline, refuse_changes
 from hpcrl.runner.branch import make_branch
+from hpcrl.runner.handoff import kept_rollouts
 from hpcrl.runner.stored import describe
 from hpcrl.store.layout import numbered
 from hpcrl.store.lease import Lease
@@ -44,6 +45,8 @@ class Prepared:
     pipeline: Pipeline
     description: EnvDescription
     run: RunFolder
+    input_iterations: tuple[int, ...] = ()
+    """Iterations of the run that `inputs` names, as kept when this run was made: they are read in turn."""
 
 
 def set_aside(path: Path) -> None:
@@ -60,28 +63,34 @@ def open_run(pipeline: Pipeline, launch: Launch, description: EnvDescription) ->
 
     Raises: InputError for another configuration, and when the disk is full or read-only.
     """
-    document = {
+    document: dict[str, Any] = {
         "pipeline": pipeline.plain(),
         "spaces": describe(description),
         "versions": machine_facts(pipeline.compute_threads)["versions"],
         "hpcrl": hpcrl.__version__,
     }
+    if pipeline.inputs is not None:
+        document["input_iterations"] = kept_rollouts(RunFolder.open(Path(pipeline.inputs)))
     path = launch.run
     if RunFolder.exists(path):
         run = RunFolder.open(path)
-        _resume(run, document)
-        return Prepared(pipeline, description, run)
-    if launch.branch_from is not None:
-        return Prepared(pipeline, description, make_branch(path, document, launch.branch_from))
-    return Prepared(pipeline, description, RunFolder.create(path, document))
+        document = _resume(run, document)
+    elif launch.branch_from is not None:
+        run = make_branch(path, document, launch.branch_from)
+    else:
+        run = RunFolder.create(path, document)
+    return Prepared(pipeline, description, run, tuple(document.get("input_iterations", ())))
 
 
-def _resume(run: RunFolder, document: Mapping[str, Any]) -> None:
+def _resume(run: RunFolder, document: Mapping[str, Any]) -> dict[str, Any]:
+    """Stores what may change of the configuration; all else stays as it was. Returns: what is stored now."""
     stored = run.pipeline()
     changed = differences(stored["pipeline"], document["pipeline"])
     refuse_changes(changed, str(run.path))
+    stored["pipeline"] = document["pipeline"]
     if changed:
-        run.replace_pipeline({**stored, "pipeline": document["pipeline"]})
+        run.replace_pipeline(stored)
+    return stored
 
 
 def register_launch(run: RunFolder, launch: Launch, ranks: int) -> int:

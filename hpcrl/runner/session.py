@@ -17,7 +17,7 @@ from hpcrl.pipeline import Pipeline
 from hpcrl.runner.checks import check_models, check_resumable
 from hpcrl.runner.display import Display
 from hpcrl.runner.loop import Loop
-from hpcrl.runner.position import Position, clear_leftovers, find_position
+from hpcrl.runner.position import Position, clear_leftovers, find_position, machine_notes
 from hpcrl.runner.prepare import Launch, Prepared, open_run, register_launch, set_aside
 from hpcrl.signals import BAD_INPUT, DONE, FAILED, StopFlag
 from hpcrl.store.lease import Lease
@@ -73,6 +73,8 @@ def _play(pipeline: Pipeline, launch: Launch, comm: Collectives, stop: StopFlag)
         position = _ask_rank_zero(comm, lambda: _look(prepared))
         display = Display(pipeline.name, pipeline.num_iterations, quiet=launch.quiet or comm.rank != 0)
         display.say(_greeting(prepared, launch, comm.size, position))
+        for note in machine_notes(prepared.run, position, pipeline.compute_threads) if comm.rank == 0 else ():
+            display.say(note)
         with WriteBehind() as writer:
             loop = Loop(prepared, launch, number=number, position=position, comm=comm, stop=stop, writer=writer)
             code = loop.play()

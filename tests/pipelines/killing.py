@@ -16,7 +16,10 @@ from typing import Literal
 from hpcrl.errors import CorruptFileError
 from hpcrl.store.documents import read_document
 from hpcrl.store.killpoints import ALL_POINTS
+from hpcrl.store.layout import METRICS
+from hpcrl.store.metrics import read_rows
 from hpcrl.store.processes import Process
+from hpcrl.store.run_folder import RunFolder
 from tests.pipelines.runs import ROOT, command, environment
 
 Victim = Literal["one rank", "all ranks", "launcher"]
@@ -110,7 +113,7 @@ def shoot(arguments: Sequence[object], run: Path, shot: Shot, *, timeout_seconds
     assert code in (0, 1, -signal.SIGKILL), f"{shot}: exit code {code}:\n{output.read_text()}"
     if code == 0:
         return Wound(code, False, 0.0, ended)
-    lost = died - max(began, newest_publication(run)) if began is not None else 0.0
+    lost = died - max(began, kept_until(run)) if began is not None else 0.0
     return Wound(code, True, max(0.0, lost), ended)
 
 
@@ -124,13 +127,18 @@ def rank_processes(run: Path) -> list[Process]:
     return []
 
 
-def newest_publication(run: Path) -> float:
-    """When the newest part, progress or manifest was published, in seconds since 1970."""
+def kept_until(path: Path) -> float:
+    """When the newest stage whose manifest is there had been computed, or progress saved; in seconds since 1970.
+
+    All that was computed later is computed again, whatever the write-behind was at.
+    """
     times = [0.0]
-    for iteration in sorted(run.glob("iteration-*"))[-2:]:
-        for path in iteration.glob("*/*.json"):
-            with contextlib.suppress(FileNotFoundError):
-                times.append(path.stat().st_mtime)
+    run = RunFolder(path)
+    for stage in [stage for iteration in run.iterations()[-3:] for stage in run.stages(iteration)]:
+        times += [progress.stat().st_mtime for progress in stage.path.glob("progress-*.json")]
+        manifest = stage.manifest() or stage.removed()
+        for attempt in manifest.attempts if manifest is not None else ():
+            times += [row["ended"] for row in read_rows(stage.path / attempt / METRICS)]
     return max(times)
 
 

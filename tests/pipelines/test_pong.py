@@ -14,7 +14,7 @@ PONG = ("run", ROOT / "pipelines" / "ppo_pong.py", "--num-envs", 8, "--num-steps
 @pytest.mark.soak
 @pytest.mark.timeout(1800)
 def test_pong_resumes_and_replays_with_the_same_bits(tmp_path: Path) -> None:
-    pytest.importorskip("ale_py", reason="the extra 'atari' is not installed; tests/stages covers frame stacks without it")
+    pytest.importorskip("ale_py", reason="needs the extra 'atari'; tests/stages packs frames without it")
     whole = hpcrl(*PONG, "--ranks", 2, "--run", tmp_path / "whole", timeout=600)
     assert whole.code == 0, whole.output
     for point in ("shard.after_write:7", "optimizer.after_step:60", "manifest.before_link:9"):

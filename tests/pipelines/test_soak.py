@@ -61,7 +61,8 @@ def test_a_hundred_kills(say: Say, tmp_path: Path) -> None:
     stages = stage_seconds(unbroken)
     horizon = sum(stages) / 4
     facts = machine_facts(1)
-    say(f"# soak of {datetime.now(UTC):%Y-%m-%d %H:%M} UTC: {KILLS} kills of 'hpcrl {' '.join(map(str, COMMAND))}'")
+    command = " ".join(str(word).removeprefix(f"{ROOT}/") for word in COMMAND)
+    say(f"# soak of {datetime.now(UTC):%Y-%m-%d %H:%M} UTC: {KILLS} kills of 'hpcrl {command}'")
     say(f"# seed {SEED}, {facts['cpu']}, {os.cpu_count()} cores, hpcrl {facts['versions']['hpcrl']}")
     say(f"# unbroken: {time.monotonic() - began:.1f} s, {len(stages)} stages, the longest {max(stages):.2f} s")
     say("# number  iteration  exit code  lost s  gone after s  who and where")

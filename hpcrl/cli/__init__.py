@@ -14,6 +14,7 @@ from hpcrl.errors import InputError
 from hpcrl.signals import BAD_INPUT
 
 _DESCRIPTION = "Reinforcement learning as restartable batch jobs."
+_EXIT_CODES = "exit codes: 0 done; 85 stopped on request, the same command goes on; 2 refused, nothing written; 1 failed"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,7 +41,7 @@ class _Parser(argparse.ArgumentParser):
     """Takes no abbreviations (a misspelt option of a pipeline must not become one of ours); complains in one line."""
 
     def __init__(self, **settings: Any) -> None:
-        super().__init__(**settings, allow_abbrev=False)
+        super().__init__(**settings, allow_abbrev=False, epilog=_EXIT_CODES)
 
     def error(self, message: str) -> NoReturn:
         self.exit(BAD_INPUT, f"{self.prog}: {message}; see {self.prog} --help\n")

@@ -88,7 +88,9 @@ def _refuse_foreign_folder(path: Path) -> None:
     above = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
     if not above.is_dir():
         raise InputError(f"{path}: want a folder for the run, given a path through the file {above}; use --run DIR")
-    if path.is_dir() and not all(_is_of_a_killed_start(entry) for entry in path.iterdir()):
+    foreign = path.is_dir() and not all(_is_of_a_killed_start(entry) for entry in path.iterdir())
+    # Asked last: another launch may have made the run meanwhile, and then the lease decides.
+    if foreign and not RunFolder.exists(path):
         raise InputError(
             f"{path}: want an empty or missing folder, or one that holds a run, given one that holds other files; "
             "use --run DIR"

@@ -32,10 +32,10 @@ class Faulty(gymnasium.Env[np.ndarray, int]):
         self.place += 0.1 if action else -0.1
         self.steps, self.steps_ever = self.steps + 1, self.steps_ever + 1
         reward = 1.0 - abs(self.place)
-        if self.steps_ever == 50:
-            if self.fault == "raise":
-                raise RuntimeError("the environment broke")
-            reward = float("nan") if self.fault == "nan" else reward
+        if self.fault == "nan" and self.steps_ever == 50:
+            reward = float("nan")
+        if self.fault == "raise" and self.steps_ever == 150:
+            raise RuntimeError("the environment broke")
         if self.fault == "slow":
             time.sleep(0.2)
         return self._observe(), reward, abs(self.place) > 2.0, self.steps >= 30, {}

@@ -406,7 +406,12 @@ def test_a_signal_to_one_rank_stops_all(tmp_path: Path) -> None:
     while not (tmp_path / "run/iteration-000003").exists():
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    os.kill(rank_processes(tmp_path / "run")[1].pid, signal.SIGTERM)
+    ranks = rank_processes(tmp_path / "run")
+    maps = [Path(f"/proc/{rank.pid}/maps").read_text() for rank in ranks]
+    assert not any(re.search(r"/mpich_shm_\w+$", text, re.MULTILINE) for text in maps), (
+        "a kill would leave memory taken"
+    )
+    os.kill(ranks[1].pid, signal.SIGTERM)
     began = time.monotonic()
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 85, output

@@ -14,7 +14,9 @@ from hpcrl.errors import InputError
 from hpcrl.signals import BAD_INPUT
 
 _DESCRIPTION = "Reinforcement learning as restartable batch jobs."
-_EXIT_CODES = "exit codes: 0 done; 85 stopped on request, the same command goes on; 2 refused, nothing written; 1 failed"
+_EXIT_CODES = (
+    "exit codes: 0 done; 85 stopped on request, the same command goes on; 2 refused, nothing written; 1 failed"
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -9,6 +9,7 @@ from typing import Literal
 
 from hpcrl.data import Trajectories
 from hpcrl.errors import CorruptFileError, InputError
+from hpcrl.store.layout import lanes_name, shard_name
 from hpcrl.store.manifest import FileRecord
 from hpcrl.store.run_folder import RunFolder
 from hpcrl.store.shards import read_shard
@@ -57,7 +58,7 @@ class Handoff:
         for source in sources:
             part = self._fields.get((source.iteration, source.stage, block))
             if part is None:
-                part = read_block(source, f"shard-{block:05d}.h5")
+                part = read_block(source, shard_name(block))
             merged = part if merged is None else _join(merged, part, source)
         assert merged is not None  # the graph check: a stage that reads has a stage before it that writes
         return merged
@@ -65,7 +66,7 @@ class Handoff:
     def lanes(self, source: Source, block: int) -> Trajectories:
         """One block's lanes after an iteration."""
         lanes = self._lanes.get((source.iteration, source.stage, block))
-        return lanes if lanes is not None else read_block(source, f"lanes-{block:05d}.h5")
+        return lanes if lanes is not None else read_block(source, lanes_name(block))
 
 
 def read_block(source: Source, file_name: str) -> Trajectories:

@@ -22,7 +22,7 @@ import numpy as np
 from harness import Bench, Result, Row, add_arguments, interleave
 
 from hpcrl.comm import Collectives, TreeSum, leave, open_world
-from hpcrl.launch import is_rank, launch
+from hpcrl.launch.ranks import is_rank, launch
 from hpcrl.signals import DONE
 
 NUM_BLOCKS = 4

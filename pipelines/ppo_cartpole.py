@@ -7,12 +7,12 @@ def ppo_cartpole(
     num_envs: int = 64,
     num_steps: int = 40,
     learning_rate: float = 4e-3,
-    num_iterations: int = 24,
+    num_iterations: int = 40,
     seed: int = 1,
 ) -> Pipeline:
     """PPO on CartPole.
 
-    The defaults were chosen on seeds 100 to 119 for the fewest seconds to the target; all twenty solve it.
+    The defaults were chosen on seeds 100 to 179 for the fewest seconds to the target; all eighty solve it, in 27 iterations at most.
 
     Args:
         num_envs: environments stepped in parallel, over all blocks.

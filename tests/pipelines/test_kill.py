@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from hpcrl.launch import find_mpiexec
+from hpcrl.launch.ranks import find_mpiexec
 from hpcrl.store.checkpoint import read_checkpoint
 from hpcrl.store.processes import Process
 from hpcrl.store.run_folder import RunFolder
@@ -177,7 +177,8 @@ def leave_an_orphan(run: Path) -> Process:
         assert foreign.poll() is None
         ranks = rank_processes(run)
         time.sleep(0.001)
-    for pid in (foreign.pid, parent_of(ranks[0].pid), ranks[0].pid):
+    # The proxy first: it kills the ranks when it sees mpiexec go, and it alone can.
+    for pid in (parent_of(ranks[0].pid), foreign.pid, ranks[0].pid):
         os.kill(pid, signal.SIGKILL)
     foreign.wait()
     time.sleep(0.3)

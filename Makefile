@@ -18,7 +18,7 @@ $(VENV)/installed: pyproject.toml CMakeLists.txt $(wildcard kernels/*)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1"
 	$(BIN)/pip install --quiet --disable-pip-version-check "$(TORCH)" numpy "scikit-build-core>=0.11" "pybind11>=3.0" "cmake>=3.24" ninja
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation $(if $(HPCRL_CUDA),-C cmake.define.HPCRL_CUDA=$(HPCRL_CUDA)) -e ".[mpi,atari,mujoco,render]"
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation $(if $(HPCRL_CUDA),-C cmake.define.HPCRL_CUDA=$(HPCRL_CUDA)) -e ".[mpi,atari,mujoco,render,slurm]"
 	touch $@
 
 $(VENV)/tested: $(VENV)/installed

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hpcrl.data import Mesh
-from hpcrl.data.configuration import to_plain
+from hpcrl.data.configuration import near_names, to_plain
 from hpcrl.errors import InputError
 from hpcrl.models import ModelConfig
 from hpcrl.stages import Advantage, Evaluate, Rollout, Stage, Update
 from hpcrl.store.retention import Keep
 
-FREE_TO_CHANGE = ("mesh.dp", "keep.", "progress_every_minutes", "checkpoint_every")
-"""Prefixes of what a resumed run may change; `num_iterations` may grow."""
+MAIN = "main"
+"""Name of the mesh that `Pipeline.mesh` describes."""
+
+FREE_TO_CHANGE = re.compile(
+    r"mesh\.(dp|ranks|array|world)(\[.*)?|meshes.*|stages\[\d+\]\.mesh|keep\..*|progress_every_minutes|checkpoint_every"
+)
+"""Paths of what a resumed run may change, since no bits depend on it; `num_iterations` may grow."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,7 +40,12 @@ class Pipeline:
     models: Mapping[str, ModelConfig] = dataclasses.field(default_factory=dict)
     """Role -> network."""
     mesh: Mesh = dataclasses.field(default_factory=Mesh)
-    """Ranks of the world; `--ranks` sets dp."""
+    """The mesh 'main': the ranks of the world; `--ranks` sets dp."""
+    meshes: Mapping[str, Mesh] = dataclasses.field(default_factory=dict)
+    """Further meshes by name, for stages that say `mesh="NAME"`."""
+    policy_lag: int = 0
+    """Rollout i acts with the weights that update i - 1 - policy_lag left, exactly, so that it may play while later
+    updates learn. PPO's ratio is taken against the policy that acted; an update refuses steps that are older."""
     num_blocks: int = 4
     """Fixed parts of the lanes: never derived from ranks, so that any number of ranks gives the same bits."""
     seed: int = 1
@@ -65,11 +76,8 @@ class Pipeline:
                     )
         self._check_models()
         self._check_batch()
-        if self.mesh.dp > self.num_blocks:
-            raise InputError(
-                f"mesh: want dp <= {self.num_blocks} (num_blocks: a rank owns whole blocks), given dp={self.mesh.dp}; "
-                f"use --ranks {self.num_blocks} or fewer"
-            )
+        object.__setattr__(self, "meshes", dict(self.meshes))
+        check_meshes(self)
 
     def _check_models(self) -> None:
         for role, model in self.models.items():
@@ -104,8 +112,15 @@ class Pipeline:
                 raise InputError(f"Pipeline.{field}: want a whole number >= 1, given {value!r}")
         if not isinstance(self.seed, int) or isinstance(self.seed, bool) or not 0 <= self.seed < 2**64:
             raise InputError(f"Pipeline.seed: want a whole number, 0 <= seed < 2**64, given {self.seed!r}")
+        if not isinstance(self.policy_lag, int) or isinstance(self.policy_lag, bool) or self.policy_lag < 0:
+            raise InputError(f"Pipeline.policy_lag: want a whole number >= 0, given {self.policy_lag!r}")
         if not self.progress_every_minutes > 0:
             raise InputError(f"Pipeline.progress_every_minutes: want > 0, given {self.progress_every_minutes}")
+
+    @property
+    def all_meshes(self) -> dict[str, Mesh]:
+        """Mesh name -> mesh, `main` first."""
+        return {MAIN: self.mesh, **self.meshes}
 
     def find(self, kind: type[Stage]) -> Stage | None:
         """The first stage of a kind, or None."""
@@ -163,6 +178,76 @@ def check_graph(stages: Sequence[Stage], *, offline: bool) -> None:
             written[field] = stage.name
 
 
+def check_meshes(pipeline: Pipeline) -> None:
+    """Every stage stands on a known mesh; meshes of a world share no rank; arrays hold stages that work block by block.
+
+    Raises: InputError.
+    """
+    meshes = pipeline.all_meshes
+    if MAIN in pipeline.meshes:
+        raise InputError(f"Pipeline.meshes: want names other than '{MAIN}', which mesh= sets, given one of that name")
+    for stage in pipeline.stages:
+        if stage.mesh not in meshes:
+            raise InputError(
+                f"stage '{stage.name}': want a mesh of this pipeline, given '{stage.mesh}' "
+                f"({near_names(stage.mesh, list(meshes))}); add it to meshes="
+            )
+    for name, mesh in meshes.items():
+        _check_mesh(pipeline, name, mesh)
+    used = {name: mesh for name, mesh in meshes.items() if any(stage.mesh == name for stage in pipeline.stages)}
+    for world in {mesh.world for mesh in used.values()}:
+        _check_world(world, {name: mesh for name, mesh in used.items() if mesh.world == world})
+    if pipeline.checkpoint_every > 1 and (len(used) > 1 or pipeline.policy_lag > 0):
+        raise InputError(
+            f"Pipeline.checkpoint_every: want 1 with several meshes or policy_lag > 0 (weights are handed on by "
+            f"checkpoint), given {pipeline.checkpoint_every}"
+        )
+
+
+def _check_mesh(pipeline: Pipeline, name: str, mesh: Mesh) -> None:
+    if mesh.dp * mesh.array > pipeline.num_blocks:
+        product, given = (
+            ("dp x array", f"dp={mesh.dp}, array={mesh.array}") if mesh.array > 1 else ("dp", f"dp={mesh.dp}")
+        )
+        raise InputError(
+            f"mesh '{name}': want {product} <= {pipeline.num_blocks} (num_blocks: a rank owns whole blocks), "
+            f"given {given}; use --ranks {pipeline.num_blocks} or fewer, or more blocks"
+        )
+    whole = [stage.name for stage in pipeline.stages if stage.mesh == name and not stage.by_block]
+    if mesh.array > 1 and whole:
+        raise InputError(
+            f"mesh '{name}': want array=1, because stage '{whole[0]}' needs all blocks at once, given "
+            f"array={mesh.array}; put it on another mesh"
+        )
+
+
+def _check_world(world: str, meshes: Mapping[str, Mesh]) -> None:
+    """Its meshes share no rank, and either all name their ranks or none does."""
+    named = {name: set(mesh.ranks) for name, mesh in meshes.items() if mesh.ranks is not None}
+    if named and len(named) < len(meshes):
+        rest = next(name for name in meshes if name not in named)
+        raise InputError(
+            f"world '{world}': want ranks for all of its meshes or for none, given none for '{rest}' beside "
+            f"{', '.join(named)}"
+        )
+    taken: dict[int, str] = {}
+    for name, ranks in named.items():
+        for rank in sorted(ranks):
+            if rank in taken:
+                raise InputError(
+                    f"world '{world}': want meshes that share no rank, given rank {rank} in '{taken[rank]}' and "
+                    f"'{name}'"
+                )
+            taken[rank] = name
+    if taken and set(taken) != set(range(len(taken))):
+        raise InputError(
+            f"world '{world}': want its meshes to fill ranks 0 to {len(taken) - 1}, given {sorted(taken)}; "
+            "leave none out"
+        )
+    if len(meshes) > 1 and any(mesh.array > 1 for mesh in meshes.values()):
+        raise InputError(f"world '{world}': want array=1 where meshes share a world, given {', '.join(meshes)}")
+
+
 def _check_one_source_of_advantages(stage: Stage, written: Mapping[str, str]) -> None:
     if isinstance(stage, Update) and stage.advantage is not None and "advantages" in written:
         raise InputError(
@@ -185,7 +270,7 @@ def refuse_changes(changed: Mapping[str, tuple[Any, Any]], run: str) -> None:
     """
     refused = []
     for path, (stored, now) in changed.items():
-        free = any(path == prefix or path.startswith(prefix) for prefix in FREE_TO_CHANGE)
+        free = FREE_TO_CHANGE.fullmatch(path) is not None
         grows = path == "num_iterations" and isinstance(now, int) and now >= stored
         if not (free or grows):
             refused.append(f"{path}: stored {stored!r}, now {now!r}")

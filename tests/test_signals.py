@@ -44,7 +44,7 @@ def test_handlers_are_restored() -> None:
 
 def test_importing_installs_nothing() -> None:
     code = (
-        "import signal, hpcrl.signals, hpcrl.comm, hpcrl.launch\n"
+        "import signal, hpcrl.signals, hpcrl.comm, hpcrl.launch.ranks\n"
         "print([signal.getsignal(n) is signal.SIG_DFL for n in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)])"
     )
     command = [sys.executable, "-c", code]

@@ -6,16 +6,21 @@ import argparse
 import dataclasses
 import importlib.util
 import os
+import re
 import shlex
 import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from hpcrl.cli.pipeline_file import flag_of, load_pipeline, pipeline_function
+from hpcrl.data import Mesh
 from hpcrl.errors import InputError
-from hpcrl.pipeline import Pipeline
+from hpcrl.pipeline import MAIN, Pipeline
+
+if TYPE_CHECKING:
+    from hpcrl.runner import Launch
 
 COMMAND: Final = "HPCRL_COMMAND"
 """Environment variable: what the user typed, told to the ranks so that they can say how to go on."""
@@ -27,12 +32,10 @@ def run_command(options: argparse.Namespace, rest: Sequence[str]) -> int:
         return print_help("run", options.pipeline)
     if options.pipeline is None:
         raise InputError("want a pipeline file, given none; for example: hpcrl run pipelines/ppo_cartpole.py")
-    from hpcrl.launch import is_rank, launch
+    from hpcrl.launch.ranks import is_rank, launch
     from hpcrl.runner import Launch, check_resumable, run_rank
 
-    pipeline = load_pipeline(Path(options.pipeline), rest, options)
-    ranks = choose_ranks(options, pipeline)
-    pipeline = dataclasses.replace(pipeline, mesh=dataclasses.replace(pipeline.mesh, dp=ranks))
+    pipeline, ranks = spread(options, load_pipeline(Path(options.pipeline), rest, options))
     run_path = _run_path(options, pipeline)
     choices = Launch(
         run=run_path,
@@ -42,6 +45,10 @@ def run_command(options: argparse.Namespace, rest: Sequence[str]) -> int:
         quiet=options.quiet,
         command=resume_command(options.given),
     )
+    if options.on in ("slurm", "sbatch"):
+        return submit_command(options, pipeline, choices)
+    if options.site is not None or options.dry_run:
+        raise InputError("--site, --dry-run: want --on slurm or --on sbatch beside them")
     if is_rank():
         run_rank(pipeline, choices)
     check_resumable(pipeline, choices)  # every check of the input comes before a process is started
@@ -63,6 +70,80 @@ def run_command(options: argparse.Namespace, rest: Sequence[str]) -> int:
     )
 
 
+def submit_command(options: argparse.Namespace, pipeline: Pipeline, choices: Launch) -> int:
+    """`--on slurm | sbatch`: submits the run and returns; or, with --dry-run, prints what would be submitted."""
+    from hpcrl.launch.submit import dry_run, submit
+
+    if options.branch is not None:
+        raise InputError(f"--branch: want --on here or mpi for a branch's first start, given --on {options.on}")
+    if options.handoff != "memory":
+        raise InputError(f"--handoff: jobs hand on through the disk, given --on {options.on}; leave it out")
+    python_path = [Path(options.pipeline).resolve().parent]
+    if options.dry_run:
+        if options.on != "sbatch":
+            raise InputError("--dry-run: want --on sbatch (submitit makes no scripts to print), given --on slurm")
+        print(dry_run(pipeline, options.site, run=choices.run, python_path=python_path))
+        return 0
+    run = submit(
+        pipeline,
+        options.site,
+        run=choices.run,
+        door=options.on,
+        fresh=choices.fresh,
+        command=choices.command,
+        python_path=python_path,
+        say=lambda line: print(line, file=sys.stderr),
+    )
+    print(f"{run.path}: submitted; look with: hpcrl status {run.path}; end it with: hpcrl cancel {run.path}")
+    return 0
+
+
+def spread(options: argparse.Namespace, pipeline: Pipeline) -> tuple[Pipeline, int]:
+    """The pipeline on the meshes asked for, and how many ranks its world has."""
+    from hpcrl.runner.part import world_size
+
+    pipeline = set_meshes(pipeline, options.mesh)
+    together = world_size(pipeline)
+    if together is None and options.on in ("slurm", "sbatch"):
+        return _for_jobs(options, pipeline)
+    if together is None or options.on == "here":
+        ranks = choose_ranks(options, pipeline)
+        return dataclasses.replace(pipeline, mesh=dataclasses.replace(pipeline.mesh, dp=ranks)), ranks
+    if options.ranks not in (None, together):
+        raise InputError(
+            f"--ranks: want {together} (the meshes {', '.join(pipeline.all_meshes)} together), given {options.ranks}; "
+            "set one mesh's with --mesh NAME.dp=N"
+        )
+    return pipeline, together
+
+
+def _for_jobs(options: argparse.Namespace, pipeline: Pipeline) -> tuple[Pipeline, int]:
+    """As many ranks as the pipeline says: the cores of the login node do not matter."""
+    if options.ranks is not None and len({stage.mesh for stage in pipeline.stages}) > 1:
+        raise InputError("--ranks: want --mesh NAME.dp=N, because the pipeline has several meshes, given --ranks")
+    if options.ranks is not None:
+        pipeline = dataclasses.replace(pipeline, mesh=dataclasses.replace(pipeline.mesh, dp=options.ranks))
+    return pipeline, pipeline.mesh.size
+
+
+def set_meshes(pipeline: Pipeline, settings: Sequence[str]) -> Pipeline:
+    """The pipeline with --mesh NAME.dp=N and --mesh NAME.array=N applied."""
+    meshes = pipeline.all_meshes
+    for setting in settings:
+        match = re.fullmatch(r"([A-Za-z0-9_.-]+)\.(dp|array)=(\d+)", setting)
+        if match is None or match[1] not in meshes:
+            raise InputError(
+                f"--mesh: want NAME.dp=N or NAME.array=N with one of {', '.join(meshes)}, given {setting!r}"
+            )
+        meshes[match[1]] = _with_degree(meshes[match[1]], match[2], int(match[3]))
+    main = meshes.pop(MAIN)
+    return dataclasses.replace(pipeline, mesh=main, meshes=meshes) if settings else pipeline
+
+
+def _with_degree(mesh: Mesh, axis: str, degree: int) -> Mesh:
+    return dataclasses.replace(mesh, ranks=None, **{axis: degree})  # type: ignore[arg-type]  # axis is dp or array
+
+
 def choose_ranks(options: argparse.Namespace, pipeline: Pipeline) -> int:
     """The ranks asked for, or one per core and block where MPI is installed."""
     if options.ranks is not None:
@@ -75,7 +156,7 @@ def choose_ranks(options: argparse.Namespace, pipeline: Pipeline) -> int:
         return 1
     if importlib.util.find_spec("mpi4py") is None and options.on is None:
         return 1
-    from hpcrl.launch import default_ranks
+    from hpcrl.launch.ranks import default_ranks
 
     return default_ranks(pipeline.num_blocks, pipeline.compute_threads)
 
@@ -99,6 +180,7 @@ def _rank_arguments(options: argparse.Namespace, rest: Sequence[str], ranks: int
             arguments += [flag_of(name), str(value)]
     if options.branch_from is not None:
         arguments += ["--from", options.branch_from]
+    arguments += [word for setting in options.mesh for word in ("--mesh", setting)]
     flags = [flag_of(name) for name in ("fresh", "quiet") if getattr(options, name)]
     arguments += ["--handoff", options.handoff, *flags]
     return [*arguments, *rest]

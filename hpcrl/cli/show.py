@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from hpcrl.cli.pipeline_file import load_pipeline
-from hpcrl.cli.run import choose_ranks, print_help
+from hpcrl.cli.run import print_help, spread
 from hpcrl.cli.sizes import PER_STEP, Batch, Field, batch_of, fields_of, role_sizes
 from hpcrl.data import Blocks
 from hpcrl.envs import EnvDescription, Space
@@ -28,8 +28,8 @@ def show_command(options: argparse.Namespace, rest: Sequence[str]) -> int:
     from hpcrl.runner import check_pipeline
 
     pipeline = load_pipeline(Path(options.pipeline), rest, options)
-    ranks = choose_ranks(argparse.Namespace(ranks=options.ranks, on=None), pipeline)  # as many as `hpcrl run` takes
-    pipeline = dataclasses.replace(pipeline, mesh=dataclasses.replace(pipeline.mesh, dp=ranks))
+    # As `hpcrl run` would spread it.
+    pipeline, _ = spread(argparse.Namespace(ranks=options.ranks, on=None, mesh=options.mesh), pipeline)
     print(show_text(pipeline, check_pipeline(pipeline), options.pipeline))
     return 0
 

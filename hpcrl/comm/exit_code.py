@@ -36,12 +36,17 @@ def leave(world: Collectives, code: int) -> NoReturn:
     with a non-zero code (Open MPI's does). A rank that cannot get here calls `world.abort(code)` instead.
     Raises: SystemExit with the agreed code.
     """
+    sys.exit(close_world(world, code))
+
+
+def close_world(world: Collectives, code: int) -> int:
+    """Leaves MPI together with all others; returns the gravest code. For a process that is not ours to end."""
     agreed = gravest(world.all_gather(code))
     flush_streams()
     if world.rank == 0:
         record_exit_code(agreed)
     world.finalize()
-    sys.exit(agreed)
+    return agreed
 
 
 def record_exit_code(code: int) -> None:

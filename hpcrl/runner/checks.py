@@ -12,7 +12,7 @@ from hpcrl.residents import Residents
 from hpcrl.runner.branch import INITIAL, branch_source, refuse_another_branch
 from hpcrl.runner.handoff import kept_rollouts
 from hpcrl.runner.prepare import Launch
-from hpcrl.runner.stored import stored_description
+from hpcrl.runner.stored import stored_description, stored_pipeline
 from hpcrl.store.run_folder import RunFolder
 
 
@@ -62,7 +62,8 @@ def check_resumable(pipeline: Pipeline, launch: Launch) -> EnvDescription:
     path = launch.run
     if RunFolder.exists(path) and not launch.fresh:
         stored = RunFolder.open(path).pipeline()
-        refuse_changes(differences(stored["pipeline"], pipeline.plain()), str(path))
+        # Through the classes of today: fields that a stored pipeline does not know yet have their defaults.
+        refuse_changes(differences(stored_pipeline(stored).plain(), pipeline.plain()), str(path))
         if launch.branch_from is not None:
             refuse_another_branch(path, stored, launch.branch_from)
         return description

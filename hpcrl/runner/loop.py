@@ -1,4 +1,4 @@
-"""The loop: iterations of stages on this rank, from wherever the run stands."""
+"""The loop: iterations of its stages on this rank, from wherever the run stands."""
 
 from __future__ import annotations
 
@@ -14,8 +14,11 @@ from hpcrl.data import Trajectories
 from hpcrl.pipeline import evaluation
 from hpcrl.residents import Residents
 from hpcrl.runner.display import Display
+from hpcrl.runner.gate import Gate, Passage
 from hpcrl.runner.handoff import Handoff, Source, merge_facts, offline_source
 from hpcrl.runner.output import StageOutput
+from hpcrl.runner.part import Part, whole
+from hpcrl.runner.policy import Weights
 from hpcrl.runner.position import Position, checkpoint_of, load_checkpoint, previous_facts, previous_scores
 from hpcrl.runner.prepare import Launch, Prepared
 from hpcrl.signals import DONE, REQUEUE, StopFlag
@@ -28,8 +31,12 @@ _TIDY_SECONDS = 2.0
 """Retention looks at every folder of the run, so short iterations share one look."""
 
 
+WAITING = -1
+"""What `play` returns when something it needs is not published and its part does not wait."""
+
+
 class Loop:
-    """One rank's share of a run."""
+    """One rank's share of a part of a run."""
 
     def __init__(
         self,
@@ -41,11 +48,14 @@ class Loop:
         comm: Collectives,
         stop: StopFlag,
         writer: WriteBehind,
+        part: Part | None = None,
     ) -> None:
         self.pipeline, self.description, self.run = prepared.pipeline, prepared.description, prepared.run
         self.input_iterations = prepared.input_iterations
         self.launch, self.number, self.position = launch, number, position
         self.comm, self.stop, self.writer = comm, stop, writer
+        self.part = whole(self.pipeline) if part is None else part
+        self.gate = Gate(self.run, self.pipeline, self.part, launch=number, comm=comm, stop=stop)
         self.tree = TreeSum(comm, self.pipeline.num_blocks)
         self.handoff = Handoff(launch.handoff)
         self.environments = Environments()
@@ -55,33 +65,51 @@ class Loop:
             self.description.action_space,
             self.pipeline.seed,
         )
-        quiet = launch.quiet or comm.rank != 0
+        self.weights = Weights(self.run, self.pipeline, self.description, self.part, self.residents)
+        self._trains = any(self.part.plays(stage.name) for stage in self.pipeline.stages if stage.trains is not None)
+        quiet = launch.quiet or comm.rank != 0 or not self._keeps_house
         self.display = Display(self.pipeline.name, self.pipeline.num_iterations, quiet=quiet)
         self._progress_saved = time.monotonic()
         self._facts: dict[str, list[Mapping[str, Any]]] = {}
         self.retention = Retention(self.run, self.pipeline.keep)
         self._tidied = time.monotonic()
-        self._tidied_iteration = position.first_iteration
-        self._scores = previous_scores(self.run) if comm.rank == 0 else {}
+        self._tidied_iteration = self._oldest_unfinished = position.first_iteration
+        self._scores = previous_scores(self.run) if comm.rank == 0 and self._keeps_house else {}
+
+    @property
+    def _keeps_house(self) -> bool:
+        """Whether this loop shows progress and lets go what retention does not keep: one loop of a run does."""
+        return self._trains or len(self.part.stages) == len(self.pipeline.stages)
 
     def play(self) -> int:
-        """Run until the last iteration, a stopping evaluation, or a request to stop; returns the exit code."""
+        """Run until the last iteration, a stopping evaluation, or a request to stop.
+
+        Returns: the exit code DONE or REQUEUE, or WAITING.
+        """
         self._load()
         try:
             if self.stop.agreed(self.comm):
                 return self._interrupted()
-            for iteration in range(self.position.first_iteration, self.pipeline.num_iterations):
-                if not self._iteration(iteration):
+            for iteration in self._iterations():
+                passage = self._iteration(iteration)
+                if passage is Passage.STOPPED:
                     return self._interrupted()
-                if self._evaluation_stops(iteration):
+                if passage is Passage.MISSING:
+                    self._settle()
+                    return WAITING
+                if passage is Passage.ENDED or self._evaluation_stops(iteration):
                     break
-            if self.comm.rank == 0:
+            if self.comm.rank == 0 and self._keeps_house:
                 self._submit_tidy(iteration)
-            self.writer.flush()
-            self.comm.barrier()
+            self._settle()
         finally:
             self.environments.close()
         return DONE
+
+    def _iterations(self) -> range:
+        if self.part.iteration is not None:
+            return range(self.part.iteration, self.part.iteration + 1)
+        return range(self.position.first_iteration, self.pipeline.num_iterations)
 
     def _load(self) -> None:
         import torch
@@ -90,26 +118,29 @@ class Loop:
         # Looking up library versions takes a while the first time; not while the first shard is written.
         machine_facts(self.pipeline.compute_threads)
         trained = [stage.name for stage in self.pipeline.stages if stage.trains is not None]
-        if self.position.checkpoint_path is not None and trained:
+        if self.position.checkpoint_path is not None and self._trains:
             checkpoint = load_checkpoint(self.run, self.position, trained[-1])
             self.residents.load(checkpoint.roles, checkpoint.state)
 
-    def _iteration(self, iteration: int) -> bool:
-        """All stages of one iteration that are not done; False when the run was asked to stop."""
+    def _iteration(self, iteration: int) -> Passage:
+        """All of the part's stages of one iteration that are not done; READY when all were played."""
         self.display.iteration(iteration)
         for index, stage in enumerate(self.pipeline.stages):
-            if not stage.due(iteration) or self._is_done(stage, iteration):
+            if not self.part.plays(stage.name) or not stage.due(iteration) or self._is_done(stage, iteration):
                 continue
+            passage = self.gate.wait(stage, iteration)
+            if passage is not Passage.READY:
+                return passage
             # A stage that breaks off was asked to, here or on another rank.
             with contextlib.suppress(StageInterruptedError):
                 self._run_stage(index, stage, iteration)
             if self.stop.agreed(self.comm):
-                return False
+                return Passage.STOPPED
         self.handoff.forget(before=iteration)
-        if self.comm.rank == 0 and time.monotonic() - self._tidied > _TIDY_SECONDS:
+        if self.comm.rank == 0 and self._keeps_house and time.monotonic() - self._tidied > _TIDY_SECONDS:
             self._tidied = time.monotonic()
             self._submit_tidy(iteration)
-        return True
+        return Passage.READY
 
     def _is_done(self, stage: Stage, iteration: int) -> bool:
         """Published before this launch, and for a training stage also part of what was loaded."""
@@ -170,7 +201,7 @@ class Loop:
             num_blocks=self.pipeline.num_blocks,
             comm=self.comm,
             tree=self.tree,
-            residents=self.residents,
+            residents=self.weights.of(stage, iteration),
             environments=self.environments,
             output=output,
             inputs=lambda block: self.handoff.fields(sources, block),
@@ -181,7 +212,15 @@ class Loop:
             stop_requested=lambda: self.stop.requested,
             progress_due=self._progress_due,
             tick=self.display.tick,
+            element=self.part.element,
+            num_elements=self.part.num_elements,
+            policy_lag=self._policy_lag(),
         )
+
+    def _policy_lag(self) -> int | None:
+        """How old a step may be; steps of another run, or of a policy that draws blindly, are as old as they are."""
+        rollout = self.pipeline.rollout
+        return self.pipeline.policy_lag if rollout is not None and rollout.policy == "model" else None
 
     def _sources(self, index: int, iteration: int) -> list[Source]:
         """The stages whose fields a stage reads: those before it that write any; or another run's rollouts."""
@@ -206,7 +245,7 @@ class Loop:
     def _evaluation_stops(self, iteration: int) -> bool:
         """Whether an evaluation of this iteration, now or by an earlier launch, says that the run is over."""
         for stage in self.pipeline.stages:
-            if stage.name != "evaluate" or not stage.due(iteration):
+            if stage.name != "evaluate" or not stage.due(iteration) or not self.part.plays(stage.name):
                 continue
             newest = next(self._earlier_facts(stage.name, iteration + 1), None)
             if newest is not None and bool(newest.get("stop")):
@@ -222,10 +261,11 @@ class Loop:
 
     def _submit_tidy(self, iteration: int) -> None:
         since, self._tidied_iteration = self._tidied_iteration, iteration
-        job = functools.partial(self._tidy, range(since, iteration + 1), dict(self._scores))
+        scores = dict(self._scores) if self.part.plays("evaluate") else None
+        job = functools.partial(self._tidy, range(since, iteration + 1), scores)
         self.writer.submit(job, num_bytes=0, iteration=iteration, what="retention")
 
-    def _tidy(self, iterations: range, scores: Mapping[int, float]) -> None:
+    def _tidy(self, iterations: range, scores: Mapping[int, float] | None) -> None:
         """Drop parts and attempts of stages that are done, and what retention lets go.
 
         Needed whatever `keep` says: everything since the newest checkpoint, from which a killed update is redone; up to
@@ -236,9 +276,18 @@ class Loop:
                 folder.remove_leftovers()
         before = range(iterations.stop - 1, -1, -1)
         newest = next((iteration for iteration in before if self._left_checkpoint(iteration)), 0)
-        unsettled = range(newest, max(iterations.stop, self.position.newest_iteration + 1))
+        # Other loops may still read what the oldest unfinished stage needs: a lagging policy, an evaluation on its own.
+        while self._oldest_unfinished < newest and self._is_finished(self._oldest_unfinished):
+            self._oldest_unfinished += 1
+        oldest = max(0, min(newest, self._oldest_unfinished) - self.pipeline.policy_lag)
+        unsettled = range(oldest, max(iterations.stop, self.position.newest_iteration + 1) + self.pipeline.policy_lag)
         needed = {(iteration, stage.name) for iteration in unsettled for stage in self.pipeline.stages}
-        self.retention.apply(needed, scores)
+        self.retention.apply(needed, previous_scores(self.run) if scores is None else scores)
+
+    def _is_finished(self, iteration: int) -> bool:
+        return all(
+            self.run.stage(iteration, stage.name).is_done() for stage in self.pipeline.stages if stage.due(iteration)
+        )
 
     def _left_checkpoint(self, iteration: int) -> bool:
         """Whether a checkpoint is there: an earlier launch may have had another `checkpoint_every`."""
@@ -256,6 +305,12 @@ class Loop:
         return last or may_stop or (iteration + 1) % self.pipeline.checkpoint_every == 0
 
     def _interrupted(self) -> int:
+        if self.comm.rank == 0:
+            self.gate.tell_others()
+        self._settle()
+        return REQUEUE
+
+    def _settle(self) -> None:
+        """Everything this loop wrote is published, by all of its ranks."""
         self.writer.flush()
         self.comm.barrier()
-        return REQUEUE

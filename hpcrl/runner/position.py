@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +35,10 @@ class Position:
         return max(self.checkpoint_iteration, 0)
 
 
-def find_position(run: RunFolder, pipeline: Pipeline) -> Position:
+def find_position(run: RunFolder, pipeline: Pipeline, *, since: int | None = None) -> Position:
     """Look at the run folder.
 
+    Args: since: look at iterations from this one on, also when a newer checkpoint is there.
     Raises: CorruptFileError for a damaged manifest.
     """
     iterations = run.iterations()
@@ -53,7 +54,7 @@ def find_position(run: RunFolder, pipeline: Pipeline) -> Position:
     done: set[tuple[int, str]] = set()
     finished: dict[tuple[int, str], frozenset[int]] = {}
     for iteration in iterations:
-        if iteration < checkpoint_iteration:
+        if iteration < checkpoint_iteration and (since is None or iteration < since):
             continue
         for folder in run.stages(iteration):
             if folder.is_done():
@@ -83,14 +84,15 @@ def load_checkpoint(run: RunFolder, position: Position, trained: str) -> Checkpo
     return read_checkpoint(folder, [record for record in manifest.files if "/checkpoint/" in record.name])
 
 
-def clear_leftovers(run: RunFolder, position: Position) -> None:
-    """Remove what dead launches wrote and nothing published refers to.
+def clear_leftovers(run: RunFolder, position: Position, stages: Collection[str], iteration: int | None = None) -> None:
+    """Remove what dead launches of these stages wrote and nothing published refers to.
 
     Older iterations too: a launch tidies up every few seconds, so one that was killed leaves parts of many behind.
+    Args: iteration: only this one.
     """
-    for iteration in run.iterations():
-        for folder in run.stages(iteration):
-            if iteration >= position.first_iteration - 1 or has_leftovers(folder):
+    for number in run.iterations() if iteration is None else [iteration]:
+        for folder in run.stages(number):
+            if folder.stage in stages and (number >= position.first_iteration - 1 or has_leftovers(folder)):
                 folder.remove_leftovers()
 
 

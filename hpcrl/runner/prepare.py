@@ -17,7 +17,8 @@ from hpcrl.envs import EnvDescription
 from hpcrl.pipeline import Pipeline, refuse_changes
 from hpcrl.runner.branch import make_branch
 from hpcrl.runner.handoff import kept_rollouts
-from hpcrl.runner.stored import describe
+from hpcrl.runner.part import Part
+from hpcrl.runner.stored import describe, stored_pipeline
 from hpcrl.store.layout import numbered
 from hpcrl.store.lease import Lease
 from hpcrl.store.machine import machine_facts
@@ -36,6 +37,12 @@ class Launch:
     quiet: bool = False
     command: str = ""
     """What a user types to go on."""
+    unit: str = ""
+    """Name of the unit of work of the ledger that this launch plays; "" outside a scheduler."""
+    lease: Path | None = None
+    """Folder of the lease, where several launches share a run; None: the run's own."""
+    lease_patience_seconds: float = 0.0
+    """How long to wait for a lease whose holder lives."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +92,7 @@ def open_run(pipeline: Pipeline, launch: Launch, description: EnvDescription) ->
 def _resume(run: RunFolder, document: Mapping[str, Any]) -> dict[str, Any]:
     """Stores what may change of the configuration; all else stays as it was. Returns: what is stored now."""
     stored = run.pipeline()
-    changed = differences(stored["pipeline"], document["pipeline"])
+    changed = differences(stored_pipeline(stored).plain(), document["pipeline"])
     refuse_changes(changed, str(run.path))
     stored["pipeline"] = document["pipeline"]
     if changed:
@@ -93,7 +100,7 @@ def _resume(run: RunFolder, document: Mapping[str, Any]) -> dict[str, Any]:
     return stored
 
 
-def register_launch(run: RunFolder, launch: Launch, ranks: int) -> int:
+def register_launch(run: RunFolder, launch: Launch, ranks: int, part: Part | None = None) -> int:
     """The number of this launch, which names its attempt folders; exclusive, even against a launch on another host."""
     folder = run.path / "launches"
     make_folder(folder)
@@ -103,6 +110,9 @@ def register_launch(run: RunFolder, launch: Launch, ranks: int) -> int:
         "host": platform.node(),
         "pid": os.getpid(),
         "job": os.environ.get("SLURM_JOB_ID"),
+        "restart_count": int(os.environ.get("SLURM_RESTART_COUNT", "0")),
+        "unit": launch.unit,
+        "element": None if part is None or part.num_elements == 1 else part.element,
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"),
     }
     payload = (json.dumps(facts, indent=1) + "\n").encode()

@@ -28,6 +28,7 @@ class Advantage(Stage):
     """
 
     name: ClassVar[str] = "advantage"
+    by_block: ClassVar[bool] = True
 
     gamma: float = 0.99
     """Discount per step, in [0, 1]."""
@@ -41,6 +42,8 @@ class Advantage(Stage):
     """V-trace's rho-bar, > 0."""
     c_clip: float = 1.0
     """V-trace's c-bar, > 0."""
+    mesh: str = "main"
+    """The mesh on which it runs."""
 
     def __post_init__(self) -> None:
         for field in ("gamma", "gae_lambda"):

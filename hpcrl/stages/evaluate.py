@@ -70,6 +70,8 @@ class Evaluate(Stage):
     """Ends the run when it holds."""
     max_steps: int = 100_000
     """Episodes still open after so many steps count with what they had."""
+    mesh: str = "main"
+    """The mesh on which it runs."""
 
     def __post_init__(self) -> None:
         for field in ("every", "episodes", "max_steps"):

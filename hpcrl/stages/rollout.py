@@ -32,6 +32,7 @@ class Rollout(Stage):
     """
 
     name: ClassVar[str] = "rollout"
+    by_block: ClassVar[bool] = True
 
     env: str
     """A Gymnasium id, `ALE/...`, `envpool:...`, or `module:attribute` of your own."""
@@ -47,6 +48,8 @@ class Rollout(Stage):
     """The role that acts."""
     policy: Literal["model", "random"] = "model"
     """"random" draws actions uniformly and asks no network: for measuring and for data sets."""
+    mesh: str = "main"
+    """The mesh on which it runs."""
 
     def __post_init__(self) -> None:
         for field in ("num_envs", "num_steps", "env_threads"):

@@ -28,6 +28,10 @@ class Stage(ABC):
     """
 
     name: ClassVar[str]
+    by_block: ClassVar[bool] = False
+    """Whether blocks are worked on one by one, without a word between them: then jobs of an array can share them."""
+    mesh: str = "main"
+    """The mesh on which it runs; a field of every stage."""
 
     @property
     @abstractmethod
@@ -144,8 +148,16 @@ class StageContext:
     tick: Callable[[str, int, int], None]
     """Show progress: what, done, of how many."""
 
+    element: int = 0
+    """Which job of an array this is; its ranks share the element's blocks."""
+    num_elements: int = 1
+    """Jobs in the array."""
+    policy_lag: int | None = None
+    """How many updates the policy that acted may be older than the one that learns; None: any (offline)."""
+
     @property
     def owned(self) -> range:
         """Blocks of this rank."""
-        size, rank = self.comm.size, self.comm.rank
+        size = self.comm.size * self.num_elements
+        rank = self.comm.size * self.element + self.comm.rank
         return range(rank * self.num_blocks // size, (rank + 1) * self.num_blocks // size)

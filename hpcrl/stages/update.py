@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hpcrl.algorithms import PPO
+from hpcrl.data import Trajectories
 from hpcrl.errors import InputError
 from hpcrl.stages.advantage import Advantage
 from hpcrl.stages.batch import UpdateBatch
@@ -42,6 +43,8 @@ class Update(Stage):
     """Estimate advantages here, from current values, before every epoch, instead of in a stage of its own."""
     model: str = "actor"
     """The role that is trained."""
+    mesh: str = "main"
+    """The mesh on which it runs."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.algorithm, PPO):
@@ -96,7 +99,7 @@ class _UpdateRun:
         self.model = self.resident.model
         self.optimizer = self.resident.ready_to_train(self.algorithm.build_optimizer)
         self.batch = UpdateBatch(
-            {block: context.inputs(block) for block in context.owned},
+            {block: self._inputs(block) for block in context.owned},
             seed=context.seed,
             iteration=context.iteration,
             num_minibatches=self.algorithm.num_minibatches,
@@ -113,6 +116,23 @@ class _UpdateRun:
         self._stored_estimates: Mapping[str, Mapping[str, Array]] = {}
         self._moments: Float64 = np.zeros((0, 3))
         self._last_epoch_begun = -1
+
+    def _inputs(self, block: int) -> Trajectories:
+        """One block's steps, none of them older than the pipeline allows.
+
+        Raises: InputError; an older policy than promised would be corrected wrongly, and silently.
+        """
+        steps, lag = self.context.inputs(block), self.context.policy_lag
+        versions = steps.per_trajectory.get("policy_version")
+        if lag is not None and versions is not None and len(versions):
+            oldest = int(versions.min())
+            if self.resident.version - oldest > lag:
+                raise InputError(
+                    f"stage 'update', iteration {self.context.iteration}, block {block}: want steps of policy version "
+                    f"{self.resident.version - lag} or newer (policy_lag={lag}), given version {oldest}; "
+                    "restore the run folder from a copy, or branch from a checkpoint"
+                )
+        return steps
 
     def run(self) -> None:
         cursor = self._resume_or_begin()

@@ -9,7 +9,7 @@ from collections import Counter
 from hpcrl.errors import InputError
 from hpcrl.store.processes import local_launcher
 
-_DOCUMENTS = ("part", "manifest", "progress", "pipeline", "launch", "ledger", "lease")
+_DOCUMENTS = ("part", "manifest", "progress", "pipeline", "launch", "lease", "claim", "job", "end", "halted")
 _PUBLISH_STEPS = (
     "before_write",
     "after_write",

@@ -25,6 +25,10 @@ _SET_ASIDE = "lease.stale-"
 _TRIES = 20
 
 
+class LeaseHeldError(InputError):
+    """Somebody works on it."""
+
+
 @dataclass(frozen=True)
 class Holder:
     """What the lease file says."""
@@ -193,7 +197,7 @@ def _set_aside_if_dead(run_path: Path, us: Holder, stale_seconds: float) -> None
         return
     age = _heartbeat_age(path)
     if not _is_dead(holder, us, age, stale_seconds):
-        raise InputError(_refusal(run_path, holder, age, stale_seconds))
+        raise LeaseHeldError(_refusal(run_path, holder, age, stale_seconds))
     aside = run_path / f"{_SET_ASIDE}{holder.token}"
     try:
         os.rename(path, aside)

@@ -1,9 +1,9 @@
-"""A run's folder: its pipeline, its iterations, its ledger."""
+"""A run's folder: its pipeline and its iterations."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ from hpcrl.store.publish import fsync_folder, make_folder, publish, replace, tem
 from hpcrl.store.stage_folder import StageFolder
 
 _PIPELINE = "pipeline.json"
-_LEDGER = "ledger.json"
 
 
 class RunFolder:
@@ -91,17 +90,6 @@ class RunFolder:
 
     def remove_leftovers(self) -> None:
         """Removes temporary files that dead launches left beside the run's documents; for the lease's holder."""
-        for temporary in [*temporaries(self.path), *temporaries(self.path / "launches")]:
-            temporary.unlink(missing_ok=True)
-
-    def ledger(self) -> list[dict[str, Any]]:
-        """What was submitted, oldest first. Raises: CorruptFileError when it is damaged."""
-        try:
-            entries: list[dict[str, Any]] = read_document(self.path / _LEDGER, "ledger")["entries"]
-        except FileNotFoundError:
-            return []
-        return entries
-
-    def write_ledger(self, entries: Sequence[Mapping[str, Any]]) -> None:
-        """Replaces the ledger atomically; the lease's holder is the one who calls this."""
-        replace(self.path / _LEDGER, seal("ledger", {"entries": [dict(entry) for entry in entries]}))
+        for folder in (self.path, self.path / "launches", self.path / "ledger"):
+            for temporary in temporaries(folder):
+                temporary.unlink(missing_ok=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from hpcrl.errors import InputError
-from hpcrl.launch import find_mpiexec
+from hpcrl.launch.ranks import find_mpiexec
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]

@@ -20,7 +20,7 @@ _CONTEXT.set_forkserver_preload(
         "tyro",
         "hpcrl.cli.run",
         "hpcrl.runner",
-        "hpcrl.launch",
+        "hpcrl.launch.ranks",
         "hpcrl.models.actor_critic",
         "hpcrl.models.networks",
         "hpcrl.ops.recurrence",

@@ -50,7 +50,7 @@ WRITERS: dict[str, Callable[[Path, int], object]] = {
     "compressed.h5": lambda path, size: write_shard(path, steps(size), attributes={}, compression={"noise": "gzip"}),
     "a.safetensors": lambda path, size: write_checkpoint(path.parent, {"a": {"w": np.zeros(size, np.uint8)}}, {}),
     "part-00000.json": lambda path, size: publish(path, b"x" * size),
-    "ledger.json": lambda path, size: replace(path, b"x" * size),
+    "pipeline.json": lambda path, size: replace(path, b"x" * size),
     "metrics.jsonl": write_metrics,
 }
 

@@ -21,6 +21,7 @@ from hpcrl.store.checkpoint import read_checkpoint, write_checkpoint
 from hpcrl.store.killpoints import ALL_POINTS
 from hpcrl.store.layout import shard_name
 from hpcrl.store.lease import Lease
+from hpcrl.store.ledger import Claim, End, Ledger, Unit, now
 from hpcrl.store.manifest import Manifest
 from hpcrl.store.metrics import MetricsWriter, read_rows
 from hpcrl.store.publish import make_folder, publish
@@ -31,6 +32,8 @@ from hpcrl.store.stage_folder import StageFolder
 
 OWN_POINTS = [point for point in ALL_POINTS if not point.startswith("optimizer.")]
 NUM_BLOCKS, NUM_STEPS, NUM_ITERATIONS = 2, 2, 2
+ONCE = ("pipeline.", "launch.", "lease.", "halted.", "attempt.before_mkdir")
+"""Points that a run passes once, not twice."""
 
 
 def play(path: Path) -> None:
@@ -45,7 +48,16 @@ def play(path: Path) -> None:
             play_rollout(run.stage(iteration, "rollout"))
             play_update(run.stage(iteration, "update"))
             apply(run, Keep(rollouts=1, checkpoints=1, every=None), needed=())
-            run.write_ledger([{"iteration": iteration}])
+            keep_ledger(path, iteration)
+
+
+def keep_ledger(path: Path, iteration: int) -> None:
+    ledger, unit = Ledger(path), Unit("main", iteration)
+    ledger.claim(Claim(unit, 1, token="t", door="sbatch", created=now()))
+    ledger.record_job(unit, 1, "17")
+    ledger.record_end(unit, 1, None, End("done", "", "17", 0, now()))
+    if iteration == NUM_ITERATIONS - 1:
+        ledger.halt("the test is over")
 
 
 def play_rollout(stage: StageFolder) -> None:
@@ -160,15 +172,15 @@ def test_the_small_run_is_what_it_should_be(unbroken: dict[str, object]) -> None
 @pytest.mark.parametrize("point", OWN_POINTS)
 def test_a_kill_loses_nothing(folder: Path, unbroken: dict[str, object], point: str) -> None:
     path = folder / "run"
-    passage = 1 if point.startswith(("pipeline.", "launch.", "lease.", "attempt.before_mkdir")) else 2
+    passage = 1 if point.startswith(ONCE) else 2
     assert run_killed_at(f"{point}:{passage}", path) == -signal.SIGKILL
     if RunFolder.exists(path):
         contents(path)  # raises if anything published is not whole
     play(path)
     assert contents(path) == unbroken
     left = {file.name for file in path.rglob("*") if file.is_file() and "attempt-" not in str(file)}
-    left = {name for name in left if not name.startswith("launch-")}
-    assert left == {"pipeline.json", "ledger.json", "manifest.json", "removed.json"}
+    left = {name for name in left if not name.startswith(("launch-", "claim-", "job-", "end-"))}
+    assert left == {"pipeline.json", "halted.json", "manifest.json", "removed.json"}
     for iteration in range(NUM_ITERATIONS):
         for name in ("rollout", "update"):
             published = RunFolder(path).stage(iteration, name).manifest()

@@ -81,9 +81,9 @@ def test_a_cleaned_up_temporary_is_written_again(tmp_path: Path, monkeypatch: py
 
 
 def test_replacing_leaves_old_or_new(tmp_path: Path) -> None:
-    replace(tmp_path / "ledger.json", b"old")
-    replace(tmp_path / "ledger.json", b"new")
-    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("ledger.json", b"new")]
+    replace(tmp_path / "pipeline.json", b"old")
+    replace(tmp_path / "pipeline.json", b"new")
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("pipeline.json", b"new")]
 
 
 def test_folders_are_made_with_their_parents(tmp_path: Path) -> None:

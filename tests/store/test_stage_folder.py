@@ -224,14 +224,11 @@ def test_a_run_folder_is_begun_once(tmp_path: Path, run: RunFolder) -> None:
 
 
 def test_a_run_folder_lists_what_is_there(run: RunFolder) -> None:
-    assert (run.iterations(), run.stages(0), run.removed(), run.ledger()) == ([], [], [], [])
+    assert (run.iterations(), run.stages(0), run.removed()) == ([], [], [])
     for iteration, name in ((0, "rollout"), (0, "update"), (12, "rollout")):
         run.stage(iteration, name).begin_attempt()
     assert run.iterations() == [0, 12]
     assert [stage.stage for stage in run.stages(0)] == ["rollout", "update"]
-    run.write_ledger([{"job": "17"}])
-    run.write_ledger([{"job": "17"}, {"job": "18"}])
-    assert run.ledger() == [{"job": "17"}, {"job": "18"}]
 
 
 def test_setting_a_run_aside_deletes_nothing(run: RunFolder) -> None:

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-import hpcrl.launch
+import hpcrl.launch.ranks
 from hpcrl.errors import InputError
-from hpcrl.launch import default_ranks, exit_code_of, find_mpiexec, launch, mpi_command
+from hpcrl.launch.ranks import default_ranks, exit_code_of, find_mpiexec, launch, mpi_command
 
 ROOT = Path(__file__).parents[1]
 PYTHONPATH = f"{ROOT}{os.pathsep}{ROOT / 'tests'}"
@@ -51,7 +51,7 @@ class Launcher:
     def __init__(self, folder: Path, behaviour: str) -> None:
         self.folder = folder
         code = (
-            "import sys; from hpcrl.launch import launch; "
+            "import sys; from hpcrl.launch.ranks import launch; "
             "sys.exit(launch(sys.argv[1:], on='mpi', ranks=2, compute_threads=1, module='launch_worker'))"
         )
         self.process = subprocess.Popen(
@@ -125,7 +125,7 @@ def test_ranks_get_their_threads_and_every_core(tmp_path: Path) -> None:
     for rank in range(2):
         ready = json.loads((tmp_path / f"ready-{rank}.json").read_text())
         environment = ready["environment"]
-        assert [environment[name] for name in hpcrl.launch.THREAD_VARIABLES] == ["3", "3", "3"]
+        assert [environment[name] for name in hpcrl.launch.ranks.THREAD_VARIABLES] == ["3", "3", "3"]
         assert environment["HPCRL_WORLD_SIZE"] == "2"
         assert environment["GIVEN"] == "yes"
         assert ready["cores"] == sorted(os.sched_getaffinity(0)), "nothing is pinned"
@@ -190,9 +190,9 @@ def test_a_killed_rank_takes_the_others_with_it(tmp_path: Path) -> None:
 
 @needs_mpi
 def test_handlers_are_restored(tmp_path: Path) -> None:
-    before = [signal.getsignal(number) for number in hpcrl.launch.STOP_SIGNALS]
+    before = [signal.getsignal(number) for number in hpcrl.launch.ranks.STOP_SIGNALS]
     launch_worker("never-open", tmp_path, 0)
-    assert [signal.getsignal(number) for number in hpcrl.launch.STOP_SIGNALS] == before
+    assert [signal.getsignal(number) for number in hpcrl.launch.ranks.STOP_SIGNALS] == before
 
 
 @pytest.mark.parametrize(
@@ -218,7 +218,7 @@ def test_exit_codes_are_read_honestly(mpiexec_code: int, recorded: int | None, s
 
 
 def test_here_calls_the_function_with_its_threads_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in hpcrl.launch.THREAD_VARIABLES:
+    for name in hpcrl.launch.ranks.THREAD_VARIABLES:
         monkeypatch.setenv(name, "7")
 
     def command(arguments: object) -> int:

@@ -1,4 +1,4 @@
-"""The command line: hpcrl run, show, status, replay, report."""
+"""The command line: hpcrl run, show, status, replay, report, logs, cancel, doctor, job."""
 
 from __future__ import annotations
 
@@ -70,9 +70,22 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(handler=_run)
     parser.add_argument("pipeline", nargs="?", help="a Python file that defines one function returning a Pipeline")
     parser.add_argument("-h", "--help", action="store_true", help="this help, and the pipeline's own options")
-    parser.add_argument("--on", choices=("here", "mpi"), help="this process, or mpiexec (default: mpi when ranks > 1)")
+    parser.add_argument(
+        "--on",
+        choices=("here", "mpi", "slurm", "sbatch"),
+        help="this process; mpiexec (default when ranks > 1); SLURM jobs, through submitit or through sbatch scripts",
+    )
+    parser.add_argument("--site", type=Path, metavar="FILE", help="the cluster, for --on slurm | sbatch (docs/site.md)")
+    parser.add_argument("--dry-run", action="store_true", help="with --on sbatch: print the scripts; submit nothing")
     parser.add_argument(
         "--ranks", type=int, metavar="N", help="data-parallel ranks (default: min(cores, num_blocks)); same bits"
+    )
+    parser.add_argument(
+        "--mesh",
+        action="append",
+        default=[],
+        metavar="NAME.dp=N",
+        help="ranks (dp) or jobs (array) of one mesh; same bits",
     )
     parser.add_argument("--run", type=Path, metavar="DIR", help="run folder (default: runs/NAME); an old one resumes")
     parser.add_argument("--fresh", action="store_true", help="rename an existing run folder and start over")
@@ -90,6 +103,9 @@ def _add_show(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("pipeline", nargs="?", help="a Python file that defines one function returning a Pipeline")
     parser.add_argument("-h", "--help", action="store_true", help="this help, and the pipeline's own options")
     parser.add_argument("--ranks", type=int, metavar="N", help="as for hpcrl run")
+    parser.add_argument("--mesh", action="append", default=[], metavar="NAME.dp=N", help="as for hpcrl run")
+    parser.add_argument("--on", choices=("sbatch",), help="also print the sbatch scripts that hpcrl run would submit")
+    parser.add_argument("--site", type=Path, metavar="FILE", help="the cluster, for --on sbatch (docs/site.md)")
 
 
 def _add_status(parser: argparse.ArgumentParser) -> None:
@@ -109,6 +125,38 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", type=Path, help="run folder")
     parser.add_argument("--out", type=Path, help="file to write (default: RUN/report.html)")
     parser.add_argument("--tensorboard", type=Path, metavar="DIR", help="also write TensorBoard files there")
+
+
+def _add_job(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(handler=_job)
+    parser.add_argument("run", type=Path, help="run folder")
+    parser.add_argument("--segment", metavar="NAME", help="which stages (hpcrl show lists the segments)")
+    parser.add_argument("--iteration", type=int, metavar="K", help="default: the next unfinished one")
+    parser.add_argument("--try", dest="number", type=int, metavar="N", help="try of the ledger (default: a new one)")
+    parser.add_argument("--first-element", type=int, default=0, metavar="E", help="added to SLURM_ARRAY_TASK_ID")
+    parser.add_argument("--guard", action="store_true", help="only repair: submit what is missing")
+
+
+def _add_logs(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(handler=_logs)
+    parser.add_argument("run", type=Path, help="run folder")
+    parser.add_argument("what", nargs="?", metavar="STAGE", help="a segment or stage (default: the newest job)")
+    parser.add_argument("--lines", type=int, default=50, metavar="N", help="how many lines from the end (default: 50)")
+    parser.add_argument("--follow", action="store_true", help="go on printing what is appended, until Ctrl-C")
+    parser.add_argument("--list", action="store_true", help="list the log files")
+
+
+def _add_cancel(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(handler=_cancel)
+    parser.add_argument("run", type=Path, help="run folder")
+
+
+def _add_doctor(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(handler=_doctor)
+    parser.add_argument("--site", type=Path, metavar="FILE", help="the site file to try (docs/site.md)")
+    parser.add_argument(
+        "--folder", type=Path, default=Path("runs"), help="a folder on the shared file system (default: runs)"
+    )
 
 
 def _run(options: argparse.Namespace, rest: list[str]) -> int:
@@ -142,10 +190,48 @@ def _report(options: argparse.Namespace, rest: list[str]) -> int:
     return 0
 
 
+def _job(options: argparse.Namespace, rest: list[str]) -> int:
+    from hpcrl.launch.job import run_guard, run_job
+
+    if options.guard:
+        return run_guard(options.run, number=options.number)
+    if options.segment is None:
+        raise InputError("--segment: want the name of one, given none; hpcrl show PIPELINE lists them")
+    return run_job(
+        options.run,
+        segment=options.segment,
+        iteration=options.iteration,
+        number=options.number,
+        first_element=options.first_element,
+    )
+
+
+def _logs(options: argparse.Namespace, rest: list[str]) -> int:
+    from hpcrl.launch.logs import print_logs
+
+    return print_logs(options.run, options.what, lines=options.lines, follow=options.follow, list_files=options.list)
+
+
+def _cancel(options: argparse.Namespace, rest: list[str]) -> int:
+    from hpcrl.launch.cancel import print_cancel
+
+    return print_cancel(options.run)
+
+
+def _doctor(options: argparse.Namespace, rest: list[str]) -> int:
+    from hpcrl.launch.doctor import doctor_command
+
+    return doctor_command(options.site, folder=options.folder)
+
+
 _COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str]] = {
     "run": (_add_run, "start or resume a pipeline"),
     "show": (_add_show, "print a pipeline's graph and its sizes; runs nothing"),
     "status": (_add_status, "where a run stands"),
     "replay": (_add_replay, "recompute advantages and updates from stored shards and compare them"),
     "report": (_add_report, "write one HTML file about a run"),
+    "logs": (_add_logs, "the logs of a run that plays as jobs"),
+    "cancel": (_add_cancel, "end a run's jobs; hpcrl run goes on with it"),
+    "doctor": (_add_doctor, "try what a site file says on the cluster"),
+    "job": (_add_job, "one job of a submitted run, from inside (what the sbatch scripts call)"),
 }

@@ -1,0 +1,199 @@
+"""Submitting a pipeline to a scheduler, and the handle of what was submitted."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hpcrl.errors import InputError
+from hpcrl.launch.cancel import cancel_run
+from hpcrl.launch.doors import open_door
+from hpcrl.launch.logs import log_text
+from hpcrl.launch.papers import Case, DoorName, Papers, is_played_as_jobs, open_case
+from hpcrl.launch.repair import Repair, Repaired, make_request
+from hpcrl.launch.request import GUARD, Request
+from hpcrl.launch.units import Units
+from hpcrl.pipeline import Pipeline
+from hpcrl.report.status import status_text
+from hpcrl.runner import Launch, check_resumable, open_run
+from hpcrl.runner.part import world_size
+from hpcrl.runner.prepare import set_aside
+from hpcrl.scheduler.nodes import refuse_impossible
+from hpcrl.scheduler.site import Site, read_site
+from hpcrl.scheduler.slurm import Slurm
+from hpcrl.segments import ONLY, is_one_world, segments
+from hpcrl.store.lease import Lease
+from hpcrl.store.ledger import Ledger, Unit, now
+from hpcrl.store.run_folder import RunFolder
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that plays as jobs, wherever it stands; made by `submit`, or Run(path) for one submitted before."""
+
+    path: Path
+
+    def status(self) -> str:
+        """Where it stands, as `hpcrl status` prints it."""
+        return status_text(self.path)
+
+    def is_finished(self) -> bool:
+        """Whether it has reached its end."""
+        case = open_case(self.path)
+        return Units(case.run, case.pipeline).is_finished()
+
+    def halted(self) -> str | None:
+        """Why nothing is submitted any more; None while it goes on by itself."""
+        return Ledger(self.path).halted()
+
+    def wait(self, timeout_seconds: float | None = None, *, poll_seconds: float = 2.0) -> None:
+        """Returns when the run has reached its end.
+
+        Raises: InputError when it was halted; TimeoutError.
+        """
+        deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
+        while not self.is_finished():
+            reason = self.halted()
+            if reason is not None:
+                raise InputError(f"{self.path}: halted: {reason}; mend the cause, then submit the run again")
+            if deadline is not None and time.monotonic() > deadline:
+                raise TimeoutError(f"{self.path}: not finished after {timeout_seconds} s; hpcrl status {self.path}")
+            time.sleep(poll_seconds)
+
+    def cancel(self) -> list[str]:
+        """Halts the run and cancels its jobs; returns their ids. Submitting it again goes on."""
+        return cancel_run(self.path)
+
+    def logs(self, what: str | None = None, *, lines: int = 50) -> str:
+        """The end of the newest job's log, of a segment or stage if one is named."""
+        return log_text(self.path, what, lines=lines)
+
+
+def submit(
+    pipeline: Pipeline,
+    site: Site | Path | None = None,
+    *,
+    run: Path | None = None,
+    door: DoorName = "slurm",
+    fresh: bool = False,
+    command: str = "",
+    python_path: Sequence[Path] = (),
+    say: Callable[[str], None] = lambda _: None,
+) -> Run:
+    """Submits a pipeline, or goes on with a run that was submitted before; nothing needs to stay on this machine.
+
+    Args:
+        site: the cluster, or its site file; None: the file that `read_site` finds, else a plain SLURM.
+        run: run folder; None: runs/NAME.
+        door: 'slurm' through submitit, 'sbatch' through scripts in the run folder.
+        fresh: rename an existing run folder and start over.
+        command: what a person types to go on.
+        python_path: folders of modules that the pipeline's classes come from; importable on the compute nodes.
+    Raises: InputError for everything that can be refused, before anything is written or submitted.
+    """
+    path = Path(run if run is not None else Path("runs") / pipeline.name)
+    site = site if isinstance(site, Site) else read_site(site)
+    slurm = Slurm(patience_seconds=20.0, say=say)
+    launch = Launch(run=path, fresh=fresh, command=command)
+    description = check_resumable(pipeline, launch)
+    check_site(pipeline, site, slurm)
+    if is_played_as_jobs(path):
+        refuse_active(path, slurm)
+    if fresh and RunFolder.exists(path):
+        set_aside(path)
+    papers = Papers(
+        door=door,
+        python_path=tuple(str(Path(folder).absolute()) for folder in python_path),
+        folder=os.getcwd(),
+        command=command,
+        submitted=now(),
+    )
+    with Lease.acquire(path):
+        open_run(pipeline, launch, description)
+        papers.write(path, site)
+        Ledger(path).go_on()
+    repaired = _repair(open_case(path), slurm, say)
+    if not repaired.jobs:
+        say(
+            f"{path}: nothing to submit: {'the run is over' if Run(path).is_finished() else 'no room in the queue now'}"
+        )
+    return Run(path)
+
+
+def first_requests(case: Case) -> tuple[Request, ...]:
+    """The jobs of a run's first window, as they would be submitted to a cluster that has none of them."""
+    units = Units(case.run, case.pipeline)
+    pending = units.pending(case.site.limits.window + 1)
+    made: dict[Unit, Request] = {}
+    for unit in pending:
+        before = tuple(f"JOB:{need.name}" for need in units.needs(unit) if need in made)
+        made[unit] = make_request(case, units, unit, dependency=before, elements=units.unfinished_elements(unit))
+    requests = list(made.values())
+    if units.is_loop and pending:
+        requests.append(dataclasses.replace(requests[0], number=2, dependency=(f"JOB:{pending[0].name}",)))
+    elif units.reaches_the_end(pending):
+        requests.append(make_request(case, units, GUARD, dependency=tuple(f"JOB:{unit.name}" for unit in pending)))
+    return tuple(requests)
+
+
+def _repair(case: Case, slurm: Slurm, say: Callable[[str], None]) -> Repaired:
+    return Repair(case, open_door(case, slurm), slurm, say=say).repair()
+
+
+def check_site(pipeline: Pipeline, site: Site, slurm: Slurm) -> None:
+    """The cluster can give what the site asks for.
+
+    Raises: InputError, before anything is written.
+    """
+    missing = slurm.missing_commands()
+    if missing:
+        raise InputError(
+            f"--on slurm: want SLURM's commands on PATH, found no {', '.join(missing)}; run this on a login "
+            "node, or use --on mpi"
+        )
+    ranks = {segment.name: segment.mesh.size for segment in segments(pipeline)}
+    if is_one_world(pipeline):
+        ranks = {ONLY: world_size(pipeline) or next(iter(ranks.values()))}
+    site.refuse_unknown_segments(ranks)
+    partitions = slurm.partitions()
+    for name, count in ranks.items():
+        refuse_impossible(
+            site.resources(name),
+            site.launch,
+            partitions,
+            ranks=count,
+            cpus_per_rank=pipeline.compute_threads,
+            where=f"segments.{name}" if name in site.segments else "resources",
+        )
+
+
+def refuse_active(path: Path, slurm: Slurm) -> None:
+    """Raises: InputError when jobs of the run are queued or running: they go on by themselves."""
+    ids = [one.job for tries in Ledger(path).all_tries().values() for one in tries[-2:] if one.job is not None]
+    active = [job for job in slurm.queue(ids) if not job.is_over] if ids else []
+    if active:
+        words = ", ".join(f"{job.id} ({job.state})" for job in active[:4]) + (", ..." if len(active) > 4 else "")
+        raise InputError(
+            f"{path}: want a run nobody works on, given one with jobs {words}; it goes on by itself: "
+            f"hpcrl status {path}; to end it: hpcrl cancel {path}"
+        )
+
+
+def dry_run(
+    pipeline: Pipeline, site: Site | Path | None = None, *, run: Path | None = None, python_path: Sequence[Path] = ()
+) -> str:
+    """What `submit(..., door="sbatch")` would submit first, as text: each sbatch line and its script. Writes nothing.
+
+    Raises: InputError.
+    """
+    from hpcrl.launch.scripts import Scripts
+
+    path = Path(run if run is not None else Path("runs") / pipeline.name)
+    site = site if isinstance(site, Site) else read_site(site)
+    papers = Papers("sbatch", tuple(str(Path(folder).absolute()) for folder in python_path), os.getcwd(), "", now())
+    case = Case(RunFolder(path), pipeline, papers, site)
+    return Scripts(case.surroundings, Slurm()).dry_run(first_requests(case))

@@ -1,0 +1,151 @@
+"""A pretended cluster: jobs start when what they depend on has ended, and do to the run folder what real ones do."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+from hpcrl.launch.papers import Case, Papers
+from hpcrl.launch.repair import Me, Repair, cancel_rest
+from hpcrl.launch.request import GUARD, Request
+from hpcrl.launch.units import Units
+from hpcrl.pipeline import Pipeline
+from hpcrl.scheduler.jobs import Job
+from hpcrl.scheduler.site import Limits, Site
+from hpcrl.scheduler.slurm import ClusterLimits
+from hpcrl.store.ledger import End, Ledger, Unit, now
+from hpcrl.store.run_folder import RunFolder
+
+
+def case_of(path: Path, pipeline: Pipeline, *, door: str = "sbatch", **limits: object) -> Case:
+    """A submitted run with nothing done yet."""
+    run = RunFolder.open(path) if RunFolder.exists(path) else RunFolder.create(path, {"pipeline": pipeline.plain()})
+    papers = Papers(door, (), str(path), "hpcrl run", now())  # type: ignore[arg-type]
+    return Case(run, pipeline, papers, Site(limits=Limits(**limits)))  # type: ignore[arg-type]
+
+
+@dataclasses.dataclass
+class PretendedJob:
+    request: Request
+    job: Job
+
+
+class Cluster:
+    """Both the door and the Slurm of a repair."""
+
+    def __init__(self, case: Case, *, max_array_size: int = 1001, seed: int = 0, stops_at: int = -1) -> None:
+        self.case, self.max_array_size = case, max_array_size
+        self.jobs: dict[str, PretendedJob] = {}
+        self.random = random.Random(seed)
+        self.stops_at = stops_at
+        self.accounting_is_off = False
+        self.played: list[tuple[Unit, int | None]] = []
+        self.lines: list[str] = []
+        self._next = 1
+
+    # What a door does.
+    def prepare(self, requests: tuple[Request, ...]) -> None:
+        pass
+
+    def submit(self, request: Request) -> str:
+        array = str(self._next)
+        self._next += 1
+        for index in request.indices or (None,):
+            id_ = array if index is None else f"{array}_{index}"
+            assert index is None or 0 <= index < self.max_array_size
+            self.jobs[id_] = PretendedJob(request, _pending(id_, None if index is None else array, index, request))
+        return array
+
+    # What a Slurm does.
+    def look(self, ids: Sequence[str]) -> dict[str, Job]:
+        return {one.job.id: one.job for one in self.jobs.values() if {one.job.id, one.job.array_id} & set(ids)}
+
+    def queue(self, ids: Sequence[str] | None = None) -> list[Job]:
+        return [one.job for one in self.jobs.values()] if ids is None else list(self.look(ids).values())
+
+    def find_by_comment(self, token: str) -> list[Job]:
+        return [one.job for one in self.jobs.values() if token in one.job.comment]
+
+    def cancel(self, ids: Sequence[str]) -> None:
+        for one in self.jobs.values():
+            if {one.job.id, one.job.array_id} & set(ids) and not one.job.is_over:
+                self.end(one, "CANCELLED")
+
+    def limits(self) -> ClusterLimits:
+        return ClusterLimits("pretended", "", self.max_array_size, None, None, True, True)
+
+    # What happens on it.
+    def waiting(self) -> list[PretendedJob]:
+        return [one for one in self.jobs.values() if one.job.state == "PENDING"]
+
+    def startable(self) -> list[PretendedJob]:
+        alive = {one.job.array_id or one.job.id for one in self.jobs.values() if not one.job.is_over}
+        return [one for one in self.waiting() if not set(one.request.dependency) & alive]
+
+    def end(self, one: PretendedJob, state: str, code: int | None = None) -> None:
+        one.job = dataclasses.replace(one.job, state=state, exit_code=code, cancelled_by=None)
+
+    def repair(self, me: Me | None = None) -> Repair:
+        repair = Repair(self.case, self, self, me=me, say=self.lines.append)  # type: ignore[arg-type]
+        repair.repair()
+        return repair
+
+    def play(self, one: PretendedJob, *, dies: bool = False, outcome_code: int = 0) -> None:
+        """A job from start to end: repair, play, say how it ended; or it dies after its repair."""
+        one.job = dataclasses.replace(one.job, state="RUNNING", started=0.0)
+        unit, request = one.request.unit, one.request
+        element = None if one.job.element is None else one.job.element + request.first_element
+        if element is None or element == min(request.elements or (0,)):
+            self.repair(Me(unit, one.job.array_id or one.job.id))
+        units = Units(self.case.run, self.case.pipeline)
+        if dies or outcome_code:
+            self.end(one, "FAILED" if outcome_code else "NODE_FAIL", outcome_code or None)
+            return
+        ready = unit != GUARD and units.is_ready(unit)
+        if ready and not self._is_beyond(unit, units):
+            self._publish(unit, element, units)
+        ledger = Ledger(self.case.run.path)
+        outcome = "done" if ready or unit == GUARD else "waiting"
+        ledger.record_end(unit, request.number, element, End(outcome, "", one.job.id, 0, now()))  # type: ignore[arg-type]
+        self.end(one, "COMPLETED", 0)
+        if Units(self.case.run, self.case.pipeline).is_finished():
+            cancel_rest(self.case, self, but=one.job.array_id or one.job.id)  # type: ignore[arg-type]
+
+    @staticmethod
+    def _is_beyond(unit: Unit, units: Units) -> bool:
+        return unit.iteration is not None and unit.iteration > units.last_iteration
+
+    def _publish(self, unit: Unit, element: int | None, units: Units) -> None:
+        self.played.append((unit, element))
+        if unit.iteration is None:
+            for iteration in range(self.case.pipeline.num_iterations):
+                for stage in self.case.pipeline.stages:
+                    self._publish_stage(iteration, stage.name)
+            return
+        for stage_name in units.stages(unit):
+            folder = self.case.run.stage(unit.iteration, stage_name)
+            if element is None:
+                self._publish_stage(unit.iteration, stage_name)
+            elif not folder.is_done():
+                count, blocks = units.segment(unit).mesh.array, self.case.pipeline.num_blocks
+                attempt = folder.begin_attempt(compute_threads=1)
+                for block in range(element * blocks // count, (element + 1) * blocks // count):
+                    attempt.publish_part(block, [])
+                folder.publish_if_complete(blocks)
+
+    def _publish_stage(self, iteration: int, stage: str) -> None:
+        folder = self.case.run.stage(iteration, stage)
+        if folder.is_done():
+            return
+        attempt = folder.begin_attempt(compute_threads=1)
+        attempt.publish([], {"stop": iteration == self.stops_at} if stage == "evaluate" else {})
+
+
+def _pending(id_: str, array: str | None, element: int | None, request: Request) -> Job:
+    return Job(
+        id=id_, array_id=array, element=element, name=request.job_name, user="me", state="PENDING", reason="",
+        partition="debug", submitted=0.0, started=None, ended=None, expected_start=None, nodes="",
+        comment=request.comment, exit_code=None, signal=None, restarts=0, dependency="", time_limit=3600.0,
+    )  # fmt: skip

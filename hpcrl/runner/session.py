@@ -178,6 +178,10 @@ def _hold_lease(launch: Launch, comm: Collectives) -> Iterator[None]:
     finally:
         if lease is not None:
             lease.release()
+            if launch.lease is not None:
+                with contextlib.suppress(OSError):  # others' leases are in there
+                    launch.lease.rmdir()
+                    launch.lease.parent.rmdir()
 
 
 def _acquire(launch: Launch) -> Lease:
@@ -186,8 +190,8 @@ def _acquire(launch: Launch) -> Lease:
     while True:
         try:
             return Lease.acquire(launch.lease or launch.run, launcher=local_launcher())
-        except LeaseHeldError:
-            if time.monotonic() > deadline:
+        except (LeaseHeldError, FileNotFoundError) as error:  # the holder removes its folder as it leaves
+            if isinstance(error, LeaseHeldError) and time.monotonic() > deadline:
                 raise
         time.sleep(1.0)
 

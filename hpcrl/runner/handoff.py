@@ -31,11 +31,12 @@ class Source:
 class Handoff:
     """Blocks in memory by (iteration, stage); what is not here is read from its published shard, verified.
 
-    `mode` "disk" keeps nothing in memory, so that every stage reads its input back.
+    `mode` "disk" keeps nothing in memory, so that every stage reads its input back. What other loops of the run at
+    `run_path` have written is read once.
     """
 
-    def __init__(self, mode: Literal["memory", "disk"]) -> None:
-        self.mode = mode
+    def __init__(self, mode: Literal["memory", "disk"], run_path: Path | None = None) -> None:
+        self.mode, self._run_path = mode, run_path
         self._fields: dict[tuple[int, str, int], Trajectories] = {}
         self._lanes: dict[tuple[int, str, int], Trajectories] = {}
 
@@ -56,9 +57,12 @@ class Handoff:
         """All fields of one block that the sources wrote, as one set of trajectories."""
         merged: Trajectories | None = None
         for source in sources:
-            part = self._fields.get((source.iteration, source.stage, block))
+            key = (source.iteration, source.stage, block)
+            part = self._fields.get(key)
             if part is None:
                 part = read_block(source, shard_name(block))
+                if self.mode == "memory" and source.run.path == self._run_path:
+                    self._fields[key] = part  # several stages read what another loop has written
             merged = part if merged is None else _join(merged, part, source)
         assert merged is not None  # the graph check: a stage that reads has a stage before it that writes
         return merged

@@ -57,7 +57,7 @@ class Loop:
         self.part = whole(self.pipeline) if part is None else part
         self.gate = Gate(self.run, self.pipeline, self.part, launch=number, comm=comm, stop=stop)
         self.tree = TreeSum(comm, self.pipeline.num_blocks)
-        self.handoff = Handoff(launch.handoff)
+        self.handoff = Handoff(launch.handoff, self.run.path)
         self.environments = Environments()
         self.residents = Residents(
             self.pipeline.models,

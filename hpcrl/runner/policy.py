@@ -22,7 +22,8 @@ class Weights:
         self, run: RunFolder, pipeline: Pipeline, description: EnvDescription, part: Part, live: Residents
     ) -> None:
         self.run, self.pipeline, self.description, self.part, self.live = run, pipeline, description, part, live
-        self._stored: tuple[Need | None, Residents] | None = None
+        self._residents: Residents | None = None
+        self._holds: Need | None = None
 
     def of(self, stage: Stage, iteration: int) -> Residents:
         """The residents that hold what the stage should read (or train) in an iteration."""
@@ -30,9 +31,10 @@ class Weights:
         if trainer is None or stage.trains is not None or self._is_live(stage, trainer, iteration):
             return self.live
         update = policy_update(self.pipeline, stage, iteration)
-        if self._stored is None or self._stored[0] != update:
-            self._stored = (update, self._read(update))
-        return self._stored[1]
+        if self._residents is None or self._holds != update:
+            self._residents = self._read(update)
+            self._holds = update
+        return self._residents
 
     def _is_live(self, stage: Stage, trainer: Stage, iteration: int) -> bool:
         """Whether this loop trains the role itself and its weights have not moved past what the stage should see."""
@@ -46,7 +48,7 @@ class Weights:
     def _read(self, update: Need | None) -> Residents:
         """Raises: CorruptFileError when the checkpoint is damaged or gone."""
         description = self.description
-        residents = Residents(
+        residents = self._residents or Residents(
             self.pipeline.models, description.observation_space, description.action_space, self.pipeline.seed
         )
         if update is None:

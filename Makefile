@@ -6,13 +6,14 @@ TORCH := torch==2.13.0
 # One compute thread per process: thread counts change bits, and busy-waiting threads slow a small machine down.
 export OMP_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1
+PYTHON_SOURCES := hpcrl tests benchmarks pipelines slurm/dev-cluster slurm/dev_cluster
 CPP_SOURCES := $(wildcard kernels/*.h kernels/*.cpp kernels/*.cu kernels/*.cuh tests/kernels/*.h tests/kernels/*.cpp)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check bench soak gpu clean
+.PHONY: help install demo test test-slurm check bench soak soak-slurm gpu clean
 
 help:  ## this list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 $(VENV)/installed: pyproject.toml CMakeLists.txt $(wildcard kernels/*)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -39,9 +40,10 @@ test: $(VENV)/tested  ## all tests but the long ones
 	$(BIN)/python -m pytest -m "not soak and not gpu and not slurm"
 
 check: $(VENV)/checked  ## formatting, types, floors
-	$(BIN)/ruff format --check hpcrl tests benchmarks pipelines
-	$(BIN)/ruff check hpcrl tests benchmarks pipelines
+	$(BIN)/ruff format --check $(PYTHON_SOURCES)
+	$(BIN)/ruff check $(PYTHON_SOURCES)
 	$(BIN)/mypy
+	cd slurm && ../$(BIN)/mypy --strict --scripts-are-modules dev-cluster dev_cluster
 	$(BIN)/lint-imports
 	$(BIN)/clang-format --dry-run --Werror $(CPP_SOURCES)
 
@@ -49,8 +51,16 @@ bench: $(VENV)/checked  ## every benchmark of this machine, into benchmarks/resu
 	$(BIN)/pip install --quiet --disable-pip-version-check --group bench
 	PYTHON=$(BIN)/python benchmarks/all.sh
 
+test-slurm: $(VENV)/tested  ## tests on a real SLURM of four nodes, started and ended here; installs Debian's packages
+	slurm/install-packages
+	$(BIN)/python -m pytest tests/slurm -m "slurm and not soak"
+
 soak: $(VENV)/tested  ## the long tests: 100 kills, all layouts, all replays
-	$(BIN)/python -m pytest -m soak -o log_cli=true
+	$(BIN)/python -m pytest -m "soak and not slurm" -o log_cli=true
+
+soak-slurm: $(VENV)/tested  ## a run on SLURM while nodes crash and jobs are cancelled, preempted, requeued
+	slurm/install-packages
+	$(BIN)/python -m pytest tests/slurm -m "slurm and soak" -o log_cli=true
 
 gpu:  ## build with CUDA, test and measure the kernels on this machine's GPU
 	$(if $(wildcard $(BIN)/python),PYTHON=$(BIN)/python) benchmarks/gpu.sh

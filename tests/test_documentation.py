@@ -48,15 +48,15 @@ def test_the_table_of_what_to_open_names_real_files() -> None:
 def test_the_readme_names_real_targets_and_commands() -> None:
     text = (ROOT / "README.md").read_text()
     makefile = (ROOT / "Makefile").read_text()
-    targets = set(re.findall(r"^make (\w+)$", text, re.MULTILINE))
+    targets = set(re.findall(r"^make ([\w-]+)$", text, re.MULTILINE))
     assert {"demo", "test"} <= targets
     assert [target for target in targets if f"\n{target}:" not in makefile] == []
-    commands = set(re.findall(r"hpcrl (\w+) +(?:pipelines|runs)/", text))
+    commands = set(re.findall(r"hpcrl (\w+) +(?:pipelines/|runs/|--site)", text))
     from hpcrl.cli import main
 
     for command in commands:
         assert main([command, "--help"]) == 0 if command in ("run", "show") else True
-    assert commands == {"run", "show", "status", "replay", "report"}
+    assert commands == {"run", "show", "status", "replay", "report", "logs", "cancel", "doctor"}
 
 
 def test_the_readme_pipeline_is_a_pipeline() -> None:

@@ -24,6 +24,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     parser = _parser()
     options, rest = parser.parse_known_args(given)
+    if options.command == "logs" and len(rest) == 1 and options.what is None and not rest[0].startswith("-"):
+        options.what, rest = rest[0], []  # argparse gives an optional word that stands behind a flag away
     if options.command not in ("run", "show") and rest:
         command_parser(options.command).error(f"want no further arguments, given {' '.join(rest)}")
     options.given = given
@@ -32,6 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"hpcrl {options.command}: {error}", file=sys.stderr)
         return BAD_INPUT
+    except BrokenPipeError:  # the reader (head, less) has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except KeyboardInterrupt:  # before a run listens for it, or in a command that has nothing to save
         print(f"hpcrl {options.command}: interrupted", file=sys.stderr)
         signal.signal(signal.SIGINT, signal.SIG_DFL)

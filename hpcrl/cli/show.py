@@ -14,6 +14,7 @@ from hpcrl.data import Blocks
 from hpcrl.envs import EnvDescription, Space
 from hpcrl.pipeline import Pipeline
 from hpcrl.report.wording import bytes_text, count_text, plural
+from hpcrl.segments import segments
 from hpcrl.stages import Evaluate, Stage
 from hpcrl.store.retention import Keep
 
@@ -31,6 +32,10 @@ def show_command(options: argparse.Namespace, rest: Sequence[str]) -> int:
     # As `hpcrl run` would spread it.
     pipeline, _ = spread(argparse.Namespace(ranks=options.ranks, on=None, mesh=options.mesh), pipeline)
     print(show_text(pipeline, check_pipeline(pipeline), options.pipeline))
+    if options.on == "sbatch":
+        from hpcrl.launch.submit import dry_run
+
+        print(f"\n{dry_run(pipeline, options.site, python_path=[Path(options.pipeline).resolve().parent])}")
     return 0
 
 
@@ -121,6 +126,16 @@ def _trajectory_bytes(fields: list[Field], batch: Batch) -> int:
 
 
 def _spread(pipeline: Pipeline) -> Iterator[str]:
+    found = segments(pipeline)
+    if len(found) > 1:
+        for segment in found:
+            mesh = segment.mesh
+            jobs = f"{plural(mesh.array, 'job')} of " if mesh.array > 1 else ""
+            ranks = f"{jobs}{plural(mesh.size, 'rank')} x {plural(pipeline.compute_threads, 'thread')}"
+            yield f"  {segment.name:<12} on mesh {segment.mesh_name} of world {mesh.world}: {ranks}, {segment.title}"
+        if pipeline.policy_lag:
+            yield f"  rollouts act {plural(pipeline.policy_lag, 'update')} late"
+        return
     size = pipeline.mesh.dp
     ranks = f"{plural(size, 'rank')} x {plural(pipeline.compute_threads, 'thread')}"
     if pipeline.rollout is None:

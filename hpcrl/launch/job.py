@@ -158,7 +158,7 @@ def _repair(case: Case, me: Me) -> None:
     """A repair that cannot be done is told, and left to the next job: this one has work of its own."""
     if not case.site.launch.submit_from_jobs:
         return
-    slurm = Slurm(patience_seconds=60.0, say=_say)
+    slurm = Slurm(patience_seconds=20.0, say=_say)
     try:
         done = Repair(case, open_door(case, slurm), slurm, me=me, say=_say).repair()
     except (InputError, SchedulerUnavailableError) as error:

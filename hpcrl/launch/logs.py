@@ -70,7 +70,7 @@ def print_logs(
     print(f"==> {log.path} <==\n{text}", end="", flush=True)
     if follow:
         try:
-            for piece in follow_log(log.path, position, _end_of(Path(path), log)):
+            for piece in follow_log(log.path, position, _end_of(Path(path), log), time.sleep):
                 print(piece, end="", flush=True)
         except KeyboardInterrupt:
             print()  # the person has seen enough
@@ -122,9 +122,7 @@ def read_end(path: Path, lines: int) -> tuple[str, int]:
     return text if text.endswith("\n") or not text else text + "\n", end
 
 
-def follow_log(
-    path: Path, position: int, is_over: Callable[[], bool], sleep: Callable[[float], None] = time.sleep
-) -> Iterator[str]:
+def follow_log(path: Path, position: int, is_over: Callable[[], bool], sleep: Callable[[float], None]) -> Iterator[str]:
     """What is appended from a position on, as it comes, until `is_over` says so and nothing more is there."""
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     with path.open("rb") as file:

@@ -18,6 +18,7 @@ from hpcrl.launch.repair import Repair, Repaired, make_request
 from hpcrl.launch.request import GUARD, Request
 from hpcrl.launch.units import Units
 from hpcrl.pipeline import Pipeline
+from hpcrl.report.queue import find_scheduler
 from hpcrl.report.status import status_text
 from hpcrl.runner import Launch, check_resumable, open_run
 from hpcrl.runner.part import world_size
@@ -39,7 +40,7 @@ class Run:
 
     def status(self) -> str:
         """Where it stands, as `hpcrl status` prints it."""
-        return status_text(self.path)
+        return status_text(self.path, find_scheduler(self.path))
 
     def is_finished(self) -> bool:
         """Whether it has reached its end."""
@@ -75,7 +76,7 @@ class Run:
 
 def submit(
     pipeline: Pipeline,
-    site: Site | Path | None = None,
+    site: Site | Path | str | None = None,
     *,
     run: Path | None = None,
     door: DoorName = "slurm",
@@ -96,7 +97,7 @@ def submit(
     Raises: InputError for everything that can be refused, before anything is written or submitted.
     """
     path = Path(run if run is not None else Path("runs") / pipeline.name)
-    site = site if isinstance(site, Site) else read_site(site)
+    site = _read(site)
     slurm = Slurm(patience_seconds=20.0, say=say)
     launch = Launch(run=path, fresh=fresh, command=command)
     description = check_resumable(pipeline, launch)
@@ -122,6 +123,10 @@ def submit(
             f"{path}: nothing to submit: {'the run is over' if Run(path).is_finished() else 'no room in the queue now'}"
         )
     return Run(path)
+
+
+def _read(site: Site | Path | str | None) -> Site:
+    return site if isinstance(site, Site) else read_site(None if site is None else Path(site))
 
 
 def first_requests(case: Case) -> tuple[Request, ...]:
@@ -184,7 +189,11 @@ def refuse_active(path: Path, slurm: Slurm) -> None:
 
 
 def dry_run(
-    pipeline: Pipeline, site: Site | Path | None = None, *, run: Path | None = None, python_path: Sequence[Path] = ()
+    pipeline: Pipeline,
+    site: Site | Path | str | None = None,
+    *,
+    run: Path | None = None,
+    python_path: Sequence[Path] = (),
 ) -> str:
     """What `submit(..., door="sbatch")` would submit first, as text: each sbatch line and its script. Writes nothing.
 
@@ -193,7 +202,7 @@ def dry_run(
     from hpcrl.launch.scripts import Scripts
 
     path = Path(run if run is not None else Path("runs") / pipeline.name)
-    site = site if isinstance(site, Site) else read_site(site)
+    site = _read(site)
     papers = Papers("sbatch", tuple(str(Path(folder).absolute()) for folder in python_path), os.getcwd(), "", now())
     case = Case(RunFolder(path), pipeline, papers, site)
     return Scripts(case.surroundings, Slurm()).dry_run(first_requests(case))

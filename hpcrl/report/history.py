@@ -2,34 +2,49 @@
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hpcrl.pipeline import evaluation
-from hpcrl.report.record import Launch, RunRecord
+from hpcrl.report.launches import Launch
+from hpcrl.report.record import RunRecord
 
 EPISODES_PER_MEAN = 100
 """Episodes in the running mean, as in Stable-Baselines3's ep_rew_mean."""
 
 
 class WorkingTime:
-    """Seconds in which a launch worked on the run; pauses between launches do not count.
+    """Seconds in which somebody worked on the run; pauses between launches do not count.
 
-    A launch counts from its start to the last stage it published: a killed one leaves no later sign.
+    A launch counts from its start to the last stage it published: a killed one leaves no later sign. Jobs that work
+    at the same time count once.
     """
 
     def __init__(self, launches: Sequence[Launch]) -> None:
-        self._spans = [(launch.started, launch.last_sign) for launch in launches]
+        self._starts: list[float] = []
+        self._stops: list[float] = []
+        for start, stop in sorted((launch.started, launch.last_sign) for launch in launches):
+            if self._stops and start <= self._stops[-1]:
+                self._stops[-1] = max(self._stops[-1], stop)
+            else:
+                self._starts.append(start)
+                self._stops.append(stop)
+        lengths = (stop - start for start, stop in zip(self._starts, self._stops, strict=True))
+        self._before = [0.0, *itertools.accumulate(lengths)]
 
     def __call__(self, moment: float) -> float:
         """Working seconds until a moment (seconds since 1970)."""
-        return sum(min(max(moment, start), stop) - start for start, stop in self._spans)
+        index = bisect.bisect_right(self._starts, moment)
+        if not index:
+            return 0.0
+        return self._before[index - 1] + min(moment, self._stops[index - 1]) - self._starts[index - 1]
 
     @property
     def total(self) -> float:
-        return sum(stop - start for start, stop in self._spans)
+        return self._before[-1]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,30 +3,52 @@
 from __future__ import annotations
 
 import dataclasses
-import time
-from pathlib import Path
 from typing import Literal
 
 from hpcrl.pipeline import evaluation
+from hpcrl.report.holdings import holdings_text, is_any_held
+from hpcrl.report.job_lines import counts_text
 from hpcrl.report.record import RunRecord
-from hpcrl.report.wording import number_text, seconds_text
-
-HEARTBEAT_STALE_SECONDS = 60.0
-"""A holder on another host counts as gone after this, as when a lease is taken over."""
+from hpcrl.report.wording import number_text
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
     """One word for a badge, one sentence for people."""
 
-    state: Literal["running", "done", "stopped", "interrupted"]
+    state: Literal["running", "queued", "done", "stopped", "interrupted"]
     sentence: str
 
 
 def outcome_of(record: RunRecord) -> Outcome:
-    """What the manifests and the lease say together."""
+    """What the manifests, the leases, the ledger and the scheduler say together."""
     if is_held(record):
-        return Outcome("running", f"running: {holder_text(record)}")
+        return Outcome("running", _running(record))
+    done = _done(record)
+    if done is not None:
+        return Outcome("done", done)
+    total = record.pipeline.num_iterations
+    finished = record.finished_iterations()
+    count = finished[-1] + 1 if finished else 0
+    where = f"after iteration {count} of {total}" if count else f"before its first of {total} iterations was done"
+    go_on = f"; go on with: {record.resume_command}" if record.resume_command else ""
+    if record.jobs is not None:
+        return _as_jobs(record, where, go_on)
+    if record.holdings:
+        return Outcome("interrupted", f"cut off {where}: {holder_text(record)}{go_on}")
+    return Outcome("stopped", f"stopped {where}{go_on}")
+
+
+def _running(record: RunRecord) -> str:
+    if record.jobs is None:
+        return f"running: {holder_text(record)}"
+    halted = f"; nothing more is submitted: {record.jobs.halted}" if record.jobs.halted is not None else ""
+    in_queue = counts_text(record.jobs, in_queue=True)
+    return f"running as SLURM jobs: {in_queue or holder_text(record)}{halted}"
+
+
+def _done(record: RunRecord) -> str | None:
+    """How the run reached its end; None when it has not."""
     stopping = evaluation(record.pipeline)
     if stopping is not None and stopping.stop_when is not None:
         newest = record.of_stage(stopping.name)
@@ -34,45 +56,33 @@ def outcome_of(record: RunRecord) -> Outcome:
             rule = stopping.stop_when
             times = f" in {rule.times} evaluations in a row" if rule.times > 1 else ""
             rest = f"mean {rule.metric} reached {number_text(rule.threshold)}{times}"
-            return Outcome("done", f"stopped by its evaluation after iteration {newest[-1].iteration + 1}: {rest}")
-    total = record.pipeline.num_iterations
+            return f"stopped by its evaluation after iteration {newest[-1].iteration + 1}: {rest}"
     finished = record.finished_iterations()
-    done = finished[-1] + 1 if finished else 0
-    if done >= total:
-        return Outcome("done", f"all {total} iterations are done")
-    go_on = f"; go on with: {record.resume_command}" if record.resume_command else ""
-    where = f"after iteration {done} of {total}" if done else f"before its first of {total} iterations was done"
-    if record.holder is not None:
-        return Outcome("interrupted", f"cut off {where}: {holder_text(record)}{go_on}")
-    return Outcome("stopped", f"stopped {where}{go_on}")
+    total = record.pipeline.num_iterations
+    return f"all {total} iterations are done" if finished and finished[-1] + 1 >= total else None
+
+
+def _as_jobs(record: RunRecord, where: str, go_on: str) -> Outcome:
+    """A run without a living holder that was played as jobs and is not done."""
+    assert record.jobs is not None  # asked only of such runs
+    counts = record.jobs.counts()
+    in_queue = counts_text(record.jobs, in_queue=True)
+    if counts["running"]:  # on its nodes, but not yet in Python
+        return Outcome("running", _running(record))
+    if record.jobs.halted is not None:
+        left = f"; still there: {in_queue}" if in_queue else ""
+        return Outcome("stopped", f"halted {where}: {record.jobs.halted}{left}{go_on}")
+    if in_queue:
+        hedge = " as far as its files say" if record.jobs.silence else ""
+        return Outcome("queued", f"in SLURM's queue{hedge}, {where}: {in_queue}")
+    return Outcome("interrupted", f"cut off {where}: none of its jobs is in the queue any more{go_on}")
 
 
 def is_held(record: RunRecord) -> bool | None:
     """Whether somebody works on the run: yes, no, or None where only another host could tell and its lease is stale."""
-    if record.holder is None:
-        return False
-    if record.holder.process.is_local():
-        return record.holder.is_alive
-    return True if heartbeat_age(record.run.path) < HEARTBEAT_STALE_SECONDS else None
+    return is_any_held(record.holdings)
 
 
 def holder_text(record: RunRecord) -> str:
-    """Who holds the lease, since when, and whether it lives."""
-    holder = record.holder
-    if holder is None:
-        return "nobody"
-    job = f", job {holder.job}" if holder.job else ""
-    alive = {
-        True: "alive",
-        False: "dead",
-        None: f"on another host, last heartbeat {seconds_text(heartbeat_age(record.run.path))} ago",
-    }[is_held(record)]
-    return f"{holder.process}{job}, since {holder.since}, {alive}"
-
-
-def heartbeat_age(path: Path) -> float:
-    """Seconds since the lease was last touched; 0 when it was given back meanwhile."""
-    try:
-        return max(0.0, time.time() - (path / "lease").stat().st_mtime)
-    except FileNotFoundError:
-        return 0.0
+    """Who holds the run's lease, or those of its jobs, since when, and whether they live."""
+    return holdings_text(record.holdings)

@@ -10,6 +10,7 @@ from pathlib import Path
 import hpcrl
 from hpcrl.report import markup
 from hpcrl.report.outcome import outcome_of
+from hpcrl.report.queue import find_scheduler
 from hpcrl.report.record import RunRecord
 from hpcrl.report.sections import headline, sections
 from hpcrl.store.disk_errors import explain_write_errors
@@ -26,7 +27,7 @@ def write_report(path: Path, out: Path | None = None, tensorboard: Path | None =
     Returns: the file written.
     Raises: InputError when `path` holds no run, a disk is full or read-only; CorruptFileError naming a damaged file.
     """
-    record = RunRecord.read(Path(path))
+    record = RunRecord.read(Path(path), scheduler=find_scheduler(Path(path)))
     out = Path(path) / FILE_NAME if out is None else Path(out)
     page = page_of(record)
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")

@@ -6,9 +6,10 @@ import dataclasses
 from collections.abc import Callable
 from datetime import UTC, datetime
 
-from hpcrl.report import curves, film, machines, markup, settings, timeline, trace
+from hpcrl.report import curves, film, job_timeline, machines, markup, settings, timeline, trace
 from hpcrl.report.disk import bytes_by_stage, bytes_on_disk
 from hpcrl.report.history import EPISODES_PER_MEAN, History, evaluation_mean
+from hpcrl.report.job_lines import HEAD, job_rows
 from hpcrl.report.record import RunRecord
 from hpcrl.report.wording import bytes_text, count_text, number_text, plural, seconds_text
 from hpcrl.store.layout import iteration_name
@@ -67,7 +68,8 @@ def _steps_name(record: RunRecord) -> str:
 def _wall_seconds(record: RunRecord) -> float:
     if not record.launches:
         return 0.0
-    return max(launch.last_sign for launch in record.launches) - record.launches[0].started
+    begin = min(launch.started for launch in record.launches)
+    return max(launch.last_sign for launch in record.launches) - begin
 
 
 def sections(record: RunRecord) -> list[Section]:
@@ -149,7 +151,26 @@ def _timeline(record: RunRecord, history: History) -> str:
             "note",
         )
     )
-    return "".join(parts)
+    return "".join([*parts, *_jobs(record)])
+
+
+def _jobs(record: RunRecord) -> list[str]:
+    """The jobs' own picture and table, for a run that was played as jobs."""
+    if record.jobs is None:
+        return []
+    figures = [job_timeline.whole_run(record.jobs, record.read_at), job_timeline.newest(record.jobs, record.read_at)]
+    rows = job_rows(record.jobs.tries, record.read_at)
+    note = (
+        "A job waits for the jobs before it, then in the queue, then it runs; one that was requeued waits again. "
+        "Numbers are iterations; an array's elements lie one below the other. What a job ran before it was requeued is "
+        "drawn up to the last stage it published: it left no later sign."
+    )
+    silence = f" SLURM was not asked: {record.jobs.silence}." if record.jobs.silence else ""
+    return [
+        *(markup.figure(figure) for figure in figures if figure),
+        markup.folded(plural(len(rows), "job"), markup.table(HEAD, rows)),
+        markup.paragraph(note + silence, "note"),
+    ]
 
 
 def _throughput(record: RunRecord, history: History) -> str:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
 from hpcrl.errors import CorruptFileError
 from hpcrl.pipeline import evaluation
-from hpcrl.report.disk import bytes_on_disk
+from hpcrl.report.disk import disk_use
 from hpcrl.report.history import EPISODES_PER_MEAN, History
+from hpcrl.report.job_lines import job_table
 from hpcrl.report.outcome import holder_text, is_held, outcome_of
+from hpcrl.report.queue import Scheduler, State, find_scheduler
 from hpcrl.report.record import RunRecord, StageRecord, read_stage
 from hpcrl.report.wording import bytes_text, count_text, number_text, plural, seconds_text
+from hpcrl.segments import segment_of
 from hpcrl.stages import Stage
 from hpcrl.store.checkpoint import read_checkpoint
 from hpcrl.store.stage_folder import StageFolder
@@ -22,54 +27,76 @@ _MEAN_OF = 10
 """Iterations whose mean duration foretells the end."""
 
 
+_LABEL_WIDTH = 11
+_DISK_SECONDS = 0.15
+"""How long files are counted; a run of a million files takes longer to count than a person waits."""
+_MOST_ITERATIONS = 3
+"""Unfinished iterations that are shown of a run played as jobs, which work on several at once."""
+
+
 def print_status(path: Path) -> int:
-    """Prints where the run stands; returns 0.
+    """Prints where the run stands, asking the scheduler if this machine has one; returns 0.
 
     Raises: InputError when `path` holds no run.
     """
-    print(status_text(Path(path)))
+    print(status_text(Path(path), find_scheduler(Path(path))))
     return 0
 
 
-def status_text(path: Path) -> str:
+def status_text(path: Path, scheduler: Scheduler | None = None) -> str:
     """The status in lines.
 
+    Args: scheduler: asked about jobs that have not ended; None: their state is told from files alone.
     Raises: InputError when `path` holds no run; CorruptFileError naming a damaged document.
     """
-    record = RunRecord.read(path, newest=_NEWEST)
+    record = RunRecord.read(path, newest=_NEWEST, scheduler=scheduler)
     lines = [
         ("run", f"{record.pipeline.name}  {path}"),
         ("state", outcome_of(record).sentence),
-        *_current_iteration(record),
+        *_iterations(record),
+        *_jobs(record),
         ("launches", _launches(record)),
         ("lease", holder_text(record)),
         *_results(record),
         *_expected_end(record),
-        ("disk", bytes_text(bytes_on_disk(path))),
+        ("disk", _disk(record)),
         ("next", _next(record)),
     ]
-    return "\n".join(f"{name:<11} {text}" for name, text in lines)
+    width = max(_LABEL_WIDTH, *(len(name) for name, _ in lines))
+    return "\n".join(f"{name:<{width}} {text}".rstrip() for name, text in lines)
 
 
-def current_iteration(record: RunRecord) -> int:
-    """The iteration that is being worked on, or comes next; the last one when the run is done."""
+def current_iterations(record: RunRecord) -> list[int]:
+    """Iterations that are being worked on, or the one that comes next; the last one when the run is done.
+
+    A run played as jobs works on several at once: those after the newest finished one that have begun.
+    """
+    last = record.pipeline.num_iterations - 1
+    finished = record.finished_iterations()
     newest = record.iterations[-1] if record.iterations else 0
-    finished = outcome_of(record).state == "done" or newest not in record.finished_iterations()
-    return newest if finished else min(newest + 1, record.pipeline.num_iterations - 1)
+    if outcome_of(record).state == "done" or newest not in finished:
+        begun = [number for number in record.iterations if number > (finished[-1] if finished else -1)]
+        several = record.jobs is not None and len(begun) > 1 and outcome_of(record).state != "done"
+        return begun[:_MOST_ITERATIONS] if several else [newest]
+    return [min(newest + 1, last)]
 
 
-def _current_iteration(record: RunRecord) -> list[tuple[str, str]]:
-    number = current_iteration(record)
-    published = record.of_iteration(number)
-    # Blocks and stages may have been published since the record was read; each is asked once more, in order.
-    lines = [("iteration", f"{number + 1} of {count_text(record.pipeline.num_iterations)}")]
-    is_first_unfinished = True
-    for stage in record.due(number):
-        folder = record.run.stage(number, stage.name)
-        done = published.get(stage.name) or read_stage(folder)
-        text = _done(done) if done is not None else _unfinished(record, folder, is_first_unfinished)
-        is_first_unfinished = is_first_unfinished and done is not None
-        lines.append((f"  {stage.name}", text))
+def _iterations(record: RunRecord) -> list[tuple[str, str]]:
+    """Each iteration that is worked on, and its stages."""
+    segments = segment_of(record.pipeline) if record.jobs is not None else {}
+    lines = []
+    for number in current_iterations(record):
+        published = record.of_iteration(number)
+        # Blocks and stages may have been published since the record was read; each is asked once more, in order.
+        lines.append(("iteration", f"{number + 1} of {count_text(record.pipeline.num_iterations)}"))
+        unfinished: set[str] = set()  # segments: each works on its own first unfinished stage
+        for stage in record.due(number):
+            segment = segments[stage.name].name if segments else ""
+            folder = record.run.stage(number, stage.name)
+            done = published.get(stage.name) or read_stage(folder)
+            state = "waiting" if segment in unfinished else _state_of_next(record, segment, number)
+            lines.append((f"  {stage.name}", _done(done) if done is not None else _unfinished(record, folder, state)))
+            unfinished |= {segment} if done is None else set()
     return lines
 
 
@@ -78,9 +105,7 @@ def _done(record: StageRecord) -> str:
     return f"done {seconds_text(record.seconds)}, {bytes_text(record.manifest.bytes)}{removed}"
 
 
-def _unfinished(record: RunRecord, folder: StageFolder, is_next: bool) -> str:
-    held = is_held(record)
-    state = ("running" if held else "unfinished") if is_next else "waiting"
+def _unfinished(record: RunRecord, folder: StageFolder, state: str) -> str:
     details = []
     attempts = folder.attempts()
     if attempts:
@@ -92,6 +117,37 @@ def _unfinished(record: RunRecord, folder: StageFolder, is_next: bool) -> str:
     if progress:
         details.append(progress)
     return f"{state} ({', '.join(details)})" if details else state
+
+
+def _state_of_next(record: RunRecord, segment: str, iteration: int) -> str:
+    """How the first unfinished stage of a segment stands, if it has one."""
+    if record.jobs is None:
+        return "running" if is_held(record) else "unfinished"
+    states = record.jobs.states(segment, iteration)
+    order: tuple[State, ...] = ("running", "suspended", "held", "requeued", "queued", "submitting")
+    return next((state for state in order if state in states), "unfinished")
+
+
+def _jobs(record: RunRecord) -> list[tuple[str, str]]:
+    """What was submitted for the newest finished iteration and those after it, a line for each try."""
+    if record.jobs is None:
+        return []
+    finished = record.finished_iterations()
+    table = job_table(record.jobs, finished[-1] if finished else 0, record.read_at)
+    lines = [("" if index else "jobs", line) for index, line in enumerate(table)] or [("jobs", "none submitted")]
+    if record.jobs.silence:
+        lines.append(("", f"(from files alone: {record.jobs.silence})"))
+    if record.jobs.halted is not None:
+        lines.append(("halted", record.jobs.halted))
+    return lines
+
+
+def _disk(record: RunRecord) -> str:
+    use = disk_use(record.run.path, seconds=_DISK_SECONDS)
+    if use.is_whole:
+        return bytes_text(use.bytes)
+    newest = f"the newest {count_text(use.iterations)} of {plural(len(record.iterations), 'iteration')}"
+    return f"at least {bytes_text(use.bytes)} ({newest} counted)"
 
 
 def _progress(folder: StageFolder) -> str:
@@ -114,9 +170,10 @@ def _launches(record: RunRecord) -> str:
         return "none yet"
     newest = record.launches[-1]
     ranks = plural(int(newest.facts.get("ranks", 1)), "rank")
-    job = f", job {newest.facts['job']}" if newest.facts.get("job") else ""
+    job = f", job {newest.job}" if newest.job else ""
     started = datetime.fromtimestamp(newest.started).strftime("%Y-%m-%d %H:%M:%S")
-    return f"{len(record.launches)}; the newest on {newest.facts.get('host')}{job} with {ranks}, started {started}"
+    where = f"on {newest.facts.get('host')}{job} with {ranks}"
+    return f"{count_text(record.num_launches)}; the newest {where}, started {started}"
 
 
 def _results(record: RunRecord) -> list[tuple[str, str]]:
@@ -152,31 +209,55 @@ def newest_evaluation(record: RunRecord) -> StageRecord | None:
 
 
 def _expected_end(record: RunRecord) -> list[tuple[str, str]]:
-    """From the mean of the newest iterations of the newest launch, while somebody works on the run."""
-    finished = record.finished_iterations()
-    if not is_held(record) or not finished or not record.launches:
+    """From the newest iterations, while somebody works on the run or will."""
+    if outcome_of(record).state not in ("running", "queued") or (record.jobs and record.jobs.halted is not None):
         return []
-    launched = record.launches[-1].started
-    begins = [stage.began for stage in record.stages if stage.began >= launched]
-    ends = [max(stage.ended for stage in record.of_iteration(number).values()) for number in finished]
-    recent = [*begins[:1], *(end for end in ends if end > launched)][-(_MEAN_OF + 1) :]
+    finished = record.finished_iterations()
+    recent = (_ends_of_launch if record.jobs is None else _ends)(record, finished)[-(_MEAN_OF + 1) :]
     if len(recent) < 2:
-        return []  # this launch has not finished an iteration yet
-    mean = (recent[-1] - recent[0]) / (len(recent) - 1)
+        return []  # nothing to tell a duration from
+    steps = [after - before for before, after in itertools.pairwise(recent)]
+    # Of jobs the median: one long wait in the queue would spoil a mean.
+    seconds = sum(steps) / len(steps) if record.jobs is None else sorted(steps)[len(steps) // 2]
     left = record.pipeline.num_iterations - 1 - finished[-1]
     stopping = evaluation(record.pipeline)
     early = ", unless its evaluation stops it before" if stopping is not None and stopping.stop_when else ""
-    end = datetime.fromtimestamp(recent[-1] + left * mean).strftime("%Y-%m-%d %H:%M:%S")
+    moment = recent[-1] + left * seconds
+    if record.jobs is not None:  # the iteration under way may have waited long already
+        moment = max(moment, record.read_at + (left - 1) * seconds)
+    end = datetime.fromtimestamp(moment).strftime("%Y-%m-%d %H:%M:%S")
     return [
         (
             "ends",
-            f"about {end} ({seconds_text(mean)} an iteration over the newest {len(recent) - 1}, "
+            f"about {end} ({seconds_text(seconds)} an iteration over the newest {len(steps)}, "
             f"{plural(left, 'iteration')} left){early}",
         )
     ]
 
 
+def _ends(record: RunRecord, finished: Sequence[int]) -> list[float]:
+    """When iterations were finished, oldest first."""
+    return sorted(max(stage.ended for stage in record.of_iteration(number).values()) for number in finished)
+
+
+def _ends_of_launch(record: RunRecord, finished: Sequence[int]) -> list[float]:
+    """When the newest launch began its first stage, then when it finished iterations."""
+    if not record.launches:
+        return []
+    launched = record.launches[-1].started
+    begins = [stage.began for stage in record.stages if stage.began >= launched]
+    return [*begins[:1], *(end for end in _ends(record, finished) if end > launched)]
+
+
 def _next(record: RunRecord) -> str:
-    if is_held(record) or outcome_of(record).state == "done":
+    state = outcome_of(record).state
+    if state == "done":
         return f"hpcrl report {record.run.path}"
+    held = {entry.job for entry in record.jobs.tries if entry.counts()["held"]} if record.jobs is not None else set()
+    if held:
+        return f"scontrol release {' '.join(sorted(held))}"
+    if state == "queued":
+        return "nothing to do: its jobs start by themselves"
+    if state == "running":
+        return f"hpcrl {'report' if record.jobs is None else 'logs'} {record.run.path}"
     return record.resume_command or "hpcrl run PIPELINE --run " + str(record.run.path)

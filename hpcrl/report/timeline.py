@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from hpcrl.report.drawing import INK, MUTED, RED, STAGE_COLORS, drawing, time_scale, to_svg
-from hpcrl.report.record import Launch, RunRecord, StageRecord
+from hpcrl.report.launches import Launch
+from hpcrl.report.record import RunRecord, StageRecord
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,7 +32,8 @@ def whole_run(record: RunRecord) -> str:
         axes = figure.subplots()
         begin, end = _bounds(record)
         scale, unit = time_scale(end - begin)
-        _mark_launches(axes, record.launches, begin, end, scale)
+        # Jobs begin all the time; their starts are in the picture of the jobs.
+        _mark_launches(axes, [launch for launch in record.launches if launch.place is None], begin, end, scale)
         if len(record.stages) <= _MOST_BARS:
             _draw_bars(axes, record.stages, names, begin, scale)
         else:
@@ -62,7 +64,7 @@ def newest_iterations(record: RunRecord) -> str:
             )  # fmt: skip
         _draw_bars(axes, shown, names, begin, scale, with_writing=True)
         for launch in record.launches:
-            if begin < launch.started < end:
+            if launch.place is None and begin < launch.started < end:
                 axes.axvline((launch.started - begin) / scale, color=RED, linewidth=1.0)
         _finish(axes, names, f"wall time, {unit} (thin: written behind, until published)")
         axes.set_xlim(0, (end - begin) / scale * 1.005)

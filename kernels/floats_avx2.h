@@ -39,7 +39,10 @@ struct Floats {
     return widen(_mm_load_si128(reinterpret_cast<const __m128i*>(bits)));
   }
   void store(void* to) const { _mm256_storeu_ps(static_cast<float*>(to), lanes); }
-  void store_upper(void* to, int n) const { _mm256_maskstore_ps(static_cast<float*>(to), upper_mask(n), lanes); }
+  void store_lanes(float* to, int first, int end) const {
+    const __m256i wanted = _mm256_andnot_si256(below(first), below(end));
+    _mm256_maskstore_ps(to, wanted, lanes);
+  }
   Floats upper(int n) const { return Floats(_mm256_and_ps(lanes, _mm256_castsi256_ps(upper_mask(n)))); }
 
   float first() const { return _mm256_cvtss_f32(lanes); }
@@ -53,6 +56,23 @@ struct Floats {
       return Floats(_mm256_castsi256_ps(_mm256_alignr_epi8(middle, self, 4 * kBy)));
     }
   }
+  // A mask of the lowest n lanes.
+  static __m256i below(int n) {
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+  }
+  struct Turn {
+    __m256i from, wrapped;
+
+    Turn() = default;
+    explicit Turn(int by)
+        : from(_mm256_sub_epi32(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), _mm256_set1_epi32(by))),
+          wrapped(below(by)) {}
+  };
+  Floats turned(const Turn& turn) const { return Floats(_mm256_permutevar8x32_ps(lanes, turn.from)); }
+  Floats with_lowest(Floats turned, const Turn& turn) const {
+    return Floats(_mm256_blendv_ps(lanes, turned.lanes, _mm256_castsi256_ps(turn.wrapped)));
+  }
+  void stream(float* to) const { _mm256_stream_ps(to, lanes); }
   static void stream_line(float* to, const float* from) {
     _mm256_stream_ps(to, _mm256_loadu_ps(from));
     _mm256_stream_ps(to + 8, _mm256_loadu_ps(from + 8));

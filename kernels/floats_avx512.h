@@ -32,7 +32,9 @@ struct Floats {
     return widen(_mm256_maskz_loadu_epi16(upper_mask(n), from));
   }
   void store(void* to) const { _mm512_storeu_ps(to, lanes); }
-  void store_upper(void* to, int n) const { _mm512_mask_storeu_ps(to, upper_mask(n), lanes); }
+  void store_lanes(float* to, int first, int end) const {
+    _mm512_mask_storeu_ps(to, static_cast<__mmask16>((1u << end) - (1u << first)), lanes);
+  }
   Floats upper(int n) const { return Floats(_mm512_maskz_mov_ps(upper_mask(n), lanes)); }
 
   float first() const { return _mm512_cvtss_f32(lanes); }
@@ -41,6 +43,21 @@ struct Floats {
     return Floats(
         _mm512_castsi512_ps(_mm512_alignr_epi32(_mm512_castps_si512(fill.lanes), _mm512_castps_si512(lanes), kBy)));
   }
+  struct Turn {
+    __m512i from;
+    __mmask16 wrapped;
+
+    Turn() = default;
+    explicit Turn(int by)
+        : from(_mm512_sub_epi32(_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15),
+                                _mm512_set1_epi32(by))),
+          wrapped(static_cast<__mmask16>((1u << by) - 1u)) {}
+  };
+  Floats turned(const Turn& turn) const { return Floats(_mm512_permutexvar_ps(turn.from, lanes)); }
+  Floats with_lowest(Floats turned, const Turn& turn) const {
+    return Floats(_mm512_mask_mov_ps(lanes, turn.wrapped, turned.lanes));
+  }
+  void stream(float* to) const { _mm512_stream_ps(to, lanes); }
   static void stream_line(float* to, const float* from) { _mm512_stream_ps(to, _mm512_loadu_ps(from)); }
   static void stream_fence() { _mm_sfence(); }
 };

@@ -33,7 +33,10 @@ struct Floats {
   static Floats load_upper(const void* from, int) { return load(from); }
   static Floats load_bf16_upper(const void* from, int) { return load_bf16(from); }
   void store(void* to) const { std::memcpy(to, &lane, sizeof lane); }
-  void store_upper(void* to, int) const { store(to); }
+  // Lanes `first` to `end` - 1 only.
+  void store_lanes(float* to, int first, int end) const {
+    if (first < end) store(to);
+  }
   Floats upper(int) const { return *this; }
 
   float first() const { return lane; }
@@ -42,6 +45,17 @@ struct Floats {
   Floats later(Floats fill) const {
     return fill;
   }
+  // How a vector is turned upwards by 1 to kLanes lanes, those at the top coming in again at the bottom.
+  struct Turn {
+    Turn() = default;
+    explicit Turn(int) {}
+  };
+  Floats turned(const Turn&) const { return *this; }
+  // This one, with the lowest lanes of a vector that was turned: as many as it was turned by.
+  Floats with_lowest(Floats turned, const Turn&) const { return turned; }
+  // Past the caches; `to` is aligned to the vector's size. Not so here: single floats of two outputs in turn leave the
+  // CPU's write-combining buffers before a line is whole, forty times slower.
+  void stream(float* to) const { store(to); }
   // 16 floats past the caches; `to` is aligned to 64 bytes.
   static void stream_line(float* to, const float* from) {
 #if defined(__SSE2__)

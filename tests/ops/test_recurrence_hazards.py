@@ -66,6 +66,23 @@ def test_misaligned_views_have_the_same_bits(isa, stores, op: Op, num_bytes):
 
 
 @every_op
+@pytest.mark.parametrize("num_threads", [1, 3])
+def test_trajectories_shorter_than_a_vector_fill_it_together(isa, stores, op: Op, num_threads):
+    """Also across the borders of threads and where the two outputs do not lie alike; nothing beside them is touched."""
+    batch = ragged(list(np.random.default_rng(8).integers(1, 6, size=50_000)), seed=8)
+    wanted = op.run(batch)
+    num_steps = len(batch.rewards)
+    for shift in (0, 1, 5, 8, 13, 15):
+        rooms = [shifted(np.full(num_steps + 64, 12345.0, np.float32), 4 * (shift + 3 * i % 16)) for i in range(2)]
+        outputs = {name: room[32:-32] for name, room in zip(op.outputs, rooms, strict=False)}
+        for given, expected in zip(op.run(batch, **outputs, num_threads=num_threads), wanted, strict=True):
+            assert np.array_equal(given, expected)
+        for room in rooms:
+            assert (room[:32] == 12345).all()
+            assert (room[-32:] == 12345).all()
+
+
+@every_op
 def test_a_nan_stays_in_its_trajectory_and_moves_only_backwards(isa, stores, op: Op):
     batch = ragged([40, 50, 60])
     clean = op.run(batch)

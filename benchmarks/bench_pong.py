@@ -7,7 +7,8 @@ End to end: same network, batch, epochs and minibatches; hpcrl on 2 ranks of 1 t
 written, against the loop (peers/pong_loop.py) on 1 thread and on 2.  bfloat16 has rows of its own.  Collection: a
 policy that costs nothing (uniform random) against the bare engine stepping as many environments on as many cores,
 and the network's policy against 1 / (engine time + forward time); shard writing, bookkeeping and bootstrap values
-are in hpcrl's rates. One agent step is four frames of the game.
+are in hpcrl's rates. One agent step is four frames of the game. One iteration warms up; then 2 (end to end, of four
+seconds each) or 8 (collection, of a third of a second each) are timed.
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ Record = Mapping[str, Any]
 NUM_BLOCKS = 4
 WANTED_AGAINST = {"loop, 1 thread": 1.7, "loop, 2 threads": 1.05}
 WANTED_COLLECTION = 0.9
+TIMED_ITERATIONS = {"end-to-end": 2, "collection": 8}
+"""A rollout alone takes a third of a second, and a process grows its heap in its first two (packing then takes 12 ms
+instead of 1): eight of them are a time, two were not. No episode of Pong ends within nine times 64 steps."""
 
 
 def run_loop(arguments: argparse.Namespace, threads: int, autocast: str | None, memory_format: str) -> Record:
@@ -138,7 +142,10 @@ def collection(bench: Bench, arguments: argparse.Namespace) -> None:
         candidates["hpcrl, random"] = functools.partial(run_collection, arguments, "random")
         candidates["hpcrl, network"] = functools.partial(run_collection, arguments, "model")
     rates, rows = measure(candidates, arguments.repeats)
-    notes = [f"{NUM_BLOCKS} blocks of {arguments.num_envs // NUM_BLOCKS} environments on 2 processes of 1 thread"]
+    notes = [
+        f"{NUM_BLOCKS} blocks of {arguments.num_envs // NUM_BLOCKS} environments on 2 processes of 1 thread, "
+        f"{arguments.num_steps} steps; {arguments.iterations} timed iterations"
+    ]
     if arguments.peers_only:
         bench.publish(Result(name="pong_collection_limits", rows=rows, peer="-", notes=notes), arguments.json)
         return
@@ -189,10 +196,12 @@ def main() -> None:
     parser.add_argument("--num-steps", type=int, default=64)
     parser.add_argument("--num-epochs", type=int, default=4)
     parser.add_argument("--num-minibatches", type=int, default=8)
-    parser.add_argument("--iterations", type=int, default=2, help="timed iterations, after one that warms up")
+    parser.add_argument("--iterations", type=int, help="timed iterations, after one that warms up (2; collection: 8)")
     parser.add_argument("--skip-bf16", action="store_true")
     parser.add_argument("--peers-only", action="store_true", help="leave hpcrl out")
     arguments = parser.parse_args()
+    if arguments.iterations is None:
+        arguments.iterations = TIMED_ITERATIONS[arguments.what]
     if arguments.num_envs % NUM_BLOCKS:
         parser.error(f"--num-envs: want a multiple of {NUM_BLOCKS} (the blocks), given {arguments.num_envs}")
     (end_to_end if arguments.what == "end-to-end" else collection)(Bench(), arguments)

@@ -96,9 +96,8 @@ class AtariEnvs(VectorEnv):
         self._in_flight = False
         self.episode_step += 1
         self.observations = final
-        ended = terminated | truncated
-        if ended.any():
-            truncated = truncated & ~terminated
+        if np.count_nonzero(terminated) or np.count_nonzero(truncated):
+            ended, truncated = terminated | truncated, truncated & ~terminated
             self.observations = self._begin_next_episodes(ended)
         return StepResult(self.observations, rewards.astype(np.float32), terminated, truncated, final, self._all_valid)
 

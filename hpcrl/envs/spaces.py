@@ -138,7 +138,7 @@ class ActionGate:
         whole = actions.astype(np.int64, copy=False)
         # Seen as unsigned, a negative number is a huge one: one comparison checks both ends.
         unsigned = whole.view(np.uint64)
-        if unsigned.max(initial=0) >= self._top or (self.space.kind == "multi_discrete" and self._outside(unsigned)):
+        if np.count_nonzero(unsigned >= self._top) or (self.space.kind == "multi_discrete" and self._outside(unsigned)):
             self._refuse(whole, unsigned)
         return whole if isinstance(self.start, int) else np.asarray(whole + self.start)
 

@@ -28,7 +28,7 @@ from hpcrl.runner.session import RefusedError, ask_rank_zero, open_session, play
 from hpcrl.scheduler.refusals import SchedulerUnavailableError
 from hpcrl.scheduler.slurm import Slurm
 from hpcrl.segments import ONLY
-from hpcrl.signals import BAD_INPUT, DONE, FAILED, StopFlag
+from hpcrl.signals import BAD_INPUT, DONE, FAILED, STOP_SIGNALS, StopFlag
 from hpcrl.store.ledger import Claim, End, Ledger, Outcome, Unit, now
 
 LEASE_PATIENCE_SECONDS = 180.0
@@ -60,6 +60,9 @@ def run_job(path: Path, *, segment: str, iteration: int | None, number: int | No
     Returns: DONE (also when the input is not there yet), REQUEUE, BAD_INPUT or FAILED, after all ranks have left MPI.
     """
     comm = open_session()
+    for signal_number in STOP_SIGNALS:
+        # What the flag puts back when it ends: a request that comes after all is done must not look like a failure.
+        signal.signal(signal_number, signal.SIG_IGN)
     with StopFlag() as stop:
         try:
             assignment = ask_rank_zero(comm, lambda: _begin(path, segment, iteration, number, first_element))

@@ -9,6 +9,7 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 from torch.nn.utils import skip_init
 
 from hpcrl.models.parameters import FlatParameters
@@ -141,3 +142,31 @@ class CnnNetwork(Network):
                 x = torch.relu(convolution(x))
             features.append(torch.relu(dense(x.flatten(1))))
         return self.policy_head(features[0]), self.value_head(features[-1]).squeeze(1)
+
+    def inference(self, flat: FlatParameters, prefix: str) -> Inference:
+        """The same operations on the same parameters, past nn.Module's hooks and attribute search."""
+        towers = [self._layers(name) for name in self.tower_names]
+        policy_head, value_head = _parameters(self.policy_head), _parameters(self.value_head)
+
+        def infer(encoded: Tensor) -> tuple[Tensor, Tensor]:
+            features = []
+            for convolutions, dense in towers:
+                x = encoded
+                for weight, bias, stride in convolutions:
+                    x = torch.conv2d(x, weight, bias, stride).relu_()
+                features.append(linear(x.flatten(1), *dense).relu_())
+            return linear(features[0], *policy_head), linear(features[-1], *value_head).squeeze(1)
+
+        return infer
+
+    def _layers(self, tower: str) -> tuple[list[tuple[Tensor, Tensor, tuple[int, ...]]], tuple[Tensor, Tensor]]:
+        """Weights, biases and strides of a tower's convolutions; weight and bias of its dense layer."""
+        *convolutions, dense = self.get_submodule(tower).children()
+        return (
+            [(*_parameters(layer), cast(nn.Conv2d, layer).stride) for layer in convolutions],
+            _parameters(dense),
+        )
+
+
+def _parameters(layer: nn.Module) -> tuple[Tensor, Tensor]:
+    return cast(Tensor, layer.weight), cast(Tensor, layer.bias)

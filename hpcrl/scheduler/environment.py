@@ -37,7 +37,12 @@ def submission_environment(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def question_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """The variables for commands whose answer is read: full lists of array elements, times in seconds since 1970."""
+    """The variables for commands whose answer is read.
+
+    Times are told in seconds since 1970 and lists of array elements in full. Elements that were requeued or held are
+    told apart from the others that wait. (squeue --array would do that too, but SLURM 22.05 then forgets the last
+    element of "0-999:3"; a release that does not know SQUEUE_ARRAY_UNIQUE tells all reasons of such elements at once.)
+    """
     refused = (*_OF_ONE_JOB, *_ANSWERS)
     kept = {name: value for name, value in environment.items() if name in KEPT or not name.startswith(refused)}
-    return {**kept, "SLURM_BITSTR_LEN": "0", "SLURM_TIME_FORMAT": "%s"}
+    return {**kept, "SLURM_BITSTR_LEN": "0", "SLURM_TIME_FORMAT": "%s", "SQUEUE_ARRAY_UNIQUE": "1"}

@@ -161,10 +161,9 @@ class Slurm:
         """
         if ids is None:
             return self._read_queue(self._ask_queue(f"--user={user if user is not None else os.geteuid()}"))
-        jobs: list[Job] = []
-        for chunk in _chunks(ids):
-            jobs += self._queue_of(chunk)
-        return jobs
+        asked = set(ids)
+        jobs = [job for chunk in _chunks(ids) for job in self._queue_of(chunk)]
+        return [job for job in jobs if job.id in asked or job.array_id in asked]
 
     def _queue_of(self, ids: Sequence[str]) -> list[Job]:
         answer = self._ask_queue(f"--jobs={','.join(ids)}")
@@ -177,7 +176,7 @@ class Slurm:
         return self._queue_of(ids[:half]) + self._queue_of(ids[half:])
 
     def _ask_queue(self, choice: str) -> Answer:
-        words = ["squeue", "--noheader", "--array", "--states=all", f"--Format={queue_format()}", choice]
+        words = ["squeue", "--noheader", "--states=all", f"--Format={queue_format()}", choice]
         return self._commands.ask(words, self._environment)
 
     def _read_queue(self, answer: Answer) -> list[Job]:
@@ -233,7 +232,9 @@ class Slurm:
             # Of what is still there the controller knows; what only the accounting believes to be there is lost.
             if (known is None and job.is_over) or (known is not None and known.state == job.state == "CANCELLED"):
                 found[job.id] = job
-        return found
+        # For a moment the accounting has a record of an array beside those of its elements.
+        arrays = {job.array_id for job in found.values()}
+        return {id_: job for id_, job in found.items() if id_ not in arrays}
 
     def find_by_comment(self, token: str) -> list[Job]:
         """This user's jobs whose comment holds `token`, newest first: from squeue, else from the last days' accounting.

@@ -47,13 +47,9 @@ class RolloutBuffer:
     def __init__(self, num_steps: int, observations: Array, frame_stack: int, episode_return: Array) -> None:
         num_lanes = len(observations)
         self.num_steps, self.num_lanes, self.frame_stack = num_steps, num_lanes, frame_stack
-        self.rewards = np.zeros((num_steps, num_lanes), np.float32)
-        self.values = np.zeros((num_steps, num_lanes), np.float32)
-        self.log_probs = np.zeros((num_steps, num_lanes), np.float32)
-        self.terminated = np.zeros((num_steps, num_lanes), np.bool_)
-        self.truncated = np.zeros((num_steps, num_lanes), np.bool_)
-        self.valid = np.ones((num_steps, num_lanes), np.bool_)
-        self.actions: Array | None = None
+        # Rows of small arrays are kept as they come and put together once, in `pack`: a copy a step costs more.
+        self._decisions: list[tuple[Array, Array, Array]] = []
+        self._outcomes: list[tuple[Array, Bool, Bool, Bool]] = []
         row = observations.shape[2:] if frame_stack > 1 else observations.shape[1:]
         self._observations = np.empty((num_steps, num_lanes, *row), observations.dtype)
         self._start_stacks: dict[tuple[int, int], Array] = {}
@@ -64,11 +60,9 @@ class RolloutBuffer:
         self._episode_return = np.array(episode_return, np.float64)
 
     def record_decision(self, t: int, observations: Array, actions: Array, log_probs: Array, values: Array) -> None:
-        """What the policy saw and did at step t."""
-        if self.actions is None:
-            self.actions = np.empty((self.num_steps, *actions.shape), actions.dtype)
+        """What the policy saw and did at step t; observations are copied, the others kept: do not write them again."""
         self._observations[t] = observations[:, -1] if self.frame_stack > 1 else observations
-        self.actions[t], self.log_probs[t], self.values[t] = actions, log_probs, values
+        self._decisions.append((actions, log_probs, values))
 
     def record_outcome(
         self,
@@ -80,14 +74,18 @@ class RolloutBuffer:
         final_observations: Array,
         valid: Bool,
     ) -> None:
-        """What the environment answered at step t; `final_observations` counts only where an episode ended."""
-        self.rewards[t] = rewards
-        self.terminated[t], self.truncated[t], self.valid[t] = terminated, truncated, valid
+        """What the environment answered at step t; the arrays are kept: do not write them again.
+
+        `final_observations` counts only where an episode ended.
+        """
+        self._outcomes.append((rewards, terminated, truncated, valid))
         self._last = observations
+        count = np.count_nonzero
+        if not count(terminated) and not count(truncated) and count(valid) == self.num_lanes:
+            return
         ended = (terminated | truncated) & valid
-        if ended.any():
-            for lane in np.flatnonzero(ended):
-                self._finals[t, int(lane)] = np.array(final_observations[lane])
+        for lane in np.flatnonzero(ended):
+            self._finals[t, int(lane)] = np.array(final_observations[lane])
         if self.frame_stack > 1 and t + 1 < self.num_steps:
             # A new episode's first stack: after its predecessor's end, or after autoreset's dummy step.
             for lane in np.flatnonzero(ended | ~valid):
@@ -99,6 +97,7 @@ class RolloutBuffer:
         Shapes: lane, episode, episode_step int64[lanes]: global lane and where its episode stood when the rollout
         began; the running returns are float64[lanes].
         """
+        self._put_together()
         segments = self._segments()
         first = segments.offsets[:-1]
         begins = segments.rows[first] % self.num_steps if len(first) else first
@@ -129,6 +128,16 @@ class RolloutBuffer:
         lengths = (start_step + packed.lengths)[segments.ended]
         return packed, FinishedEpisodes(returns, lengths.astype(np.int64)), running
 
+    def _put_together(self) -> None:
+        """The rows of all steps as arrays [num_steps, lanes, ...]."""
+        actions, log_probs, values = zip(*self._decisions, strict=True)
+        rewards, terminated, truncated, valid = zip(*self._outcomes, strict=True)
+        self.actions: Array = np.stack(actions)
+        self.log_probs, self.values, self.rewards = (
+            np.stack(rows).astype(np.float32, copy=False) for rows in (log_probs, values, rewards)
+        )
+        self.terminated, self.truncated, self.valid = np.stack(terminated), np.stack(truncated), np.stack(valid)
+
     def _segments(self) -> _Segments:
         valid = np.ascontiguousarray(self.valid.T)
         ended = np.ascontiguousarray((self.terminated | self.truncated).T) & valid
@@ -143,7 +152,6 @@ class RolloutBuffer:
         return _Segments(rows, offsets, lane_of_row[stops], rows[stops] % self.num_steps, ends_here[stops])
 
     def _packed_steps(self, segments: _Segments) -> dict[str, Array]:
-        assert self.actions is not None  # record_decision ran: num_steps >= 1 is checked by Rollout
         fields = {"actions": self.actions, "rewards": self.rewards, "values": self.values, "log_probs": self.log_probs}
         if self.frame_stack == 1:
             fields = {"observations": self._observations, **fields}

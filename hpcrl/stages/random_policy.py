@@ -36,21 +36,30 @@ class RandomPolicy:
                 raise InputError("random policy: want finite action bounds, given an unbounded box; use policy='model'")
             self._low, self._high = low.reshape(-1), high.reshape(-1)
             self._counts = np.zeros(len(self._low))
+        extents = self._high - self._low if action_space.kind == "box" else self._counts
+        self._log_prob = -float(np.log(extents).sum())
+        self._answers = self._make_answers(0)
         self.random_numbers_per_action = len(self._counts)
 
     def act(
         self, observations: Array, random_numbers: Float64, *, greedy: bool = False
     ) -> tuple[Array, Float32, Float32]:
-        """Actions, log-probabilities f32[rows] and values f32[rows] = 0."""
+        """Actions, log-probabilities f32[rows] and values f32[rows] = 0; the last two are the same arrays each time."""
         rows = len(observations)
-        zeros = np.zeros(rows, np.float32)
+        if rows != len(self._answers[0]):
+            self._answers = self._make_answers(rows)
+        log_probs, values = self._answers
         if self.space.kind == "box":
             actions = (self._low + random_numbers * (self._high - self._low)).astype(np.float32)
-            density = -float(np.log(self._high - self._low).sum())
-            return actions.reshape(rows, *self.space.shape), np.full(rows, density, np.float32), zeros
+            return actions.reshape(rows, *self.space.shape), log_probs, values
         drawn = (random_numbers * self._counts).astype(np.int64)
-        log_prob = np.full(rows, -float(np.log(self._counts).sum()), np.float32)
-        return (drawn[:, 0] if self.space.kind == "discrete" else drawn), log_prob, zeros
+        return (drawn[:, 0] if self.space.kind == "discrete" else drawn), log_probs, values
+
+    def _make_answers(self, rows: int) -> tuple[Float32, Float32]:
+        """The log-probabilities and values of so many rows, read-only: they never change."""
+        log_probs, values = np.full(rows, self._log_prob, np.float32), np.zeros(rows, np.float32)
+        log_probs.flags.writeable = values.flags.writeable = False
+        return log_probs, values
 
     def values(self, observations: Array) -> Float32:
         """f32[rows], all 0."""

@@ -174,6 +174,8 @@ def _write(
     reach("shard.before_write")
     user_block = user_block_bytes({name: array.shape for name, array in arrays.items()})
     layout, starts = lay_out(user_block, arrays, attributes, compression)
+    # First: cutting a file whose last pages are on their way to the disk waits for them.
+    os.ftruncate(descriptor, layout.size)
     for start, piece in layout.pieces():
         write_all(descriptor, piece, start)
     fields = {}
@@ -184,7 +186,6 @@ def _write(
             checksum = array_checksum(array)  # empty, or compressed: HDF5 has stored it in the layout
         fields[name] = SealedField(array.dtype.str, array.shape, starts.get(name), checksum)
         reach("shard.between_fields")
-    os.ftruncate(descriptor, layout.size)
     seal = Seal.over(descriptor, user_block, layout.size, fields)
     write_all(descriptor, memoryview(seal.to_bytes()), 0)
     reach("shard.after_write")

@@ -19,7 +19,7 @@ from hpcrl.launch.probe import MARK, main
 from hpcrl.launch.shared_folder import leave, meet
 from hpcrl.scheduler import Job, Launch, Resources, Site, Slurm
 from hpcrl.scheduler.jobs import parse_queue
-from tests.scheduler.fakes import FakeCommands, recorded
+from tests.scheduler.fakes import FakeCommands, recorded, recorded_jobs
 
 VERSIONS = {"hpcrl": "1", "python": "3", "torch": "2"}
 NODE: dict[str, Any] = {
@@ -43,8 +43,9 @@ RANK: dict[str, Any] = {
     "cuda_aware": False,
 }
 RANKS = [RANK, {**RANK, "rank": 1, "node": "n2"}]
+ID = recorded_jobs()
 JOBS = {job.id: job for job in parse_queue(recorded("squeue_late")[0])}
-COMPLETED, FAILED_JOB = JOBS["15"], JOBS["7"]
+COMPLETED, FAILED_JOB = JOBS[ID["dependency"]], JOBS[ID["failed"]]
 
 
 def ending(
@@ -222,13 +223,13 @@ def test_jobs_that_did_not_end_well(tmp_path: Path) -> None:
     failed = findings(tmp_path, [], job=FAILED_JOB, log="module: command not found\n")["job"]
     assert failed.verdict == "failed"
     assert "ended as FAILED (exit code 7); its log ends with: module: command not found; see" in failed.words
-    silent = findings(tmp_path, [], job=JOBS["5"])["job"]
+    silent = findings(tmp_path, [], job=JOBS[ID["timeout"]])["job"]
     assert "ended as TIMEOUT (signal 15)" in silent.words
     assert "is empty or not seen here" in silent.words
     unseen = findings(tmp_path, [], job=COMPLETED)["job"]
     assert (unseen.verdict, "is not seen here; choose a shared folder" in unseen.words) == ("failed", True)
     assert "has lost job 7" in findings(tmp_path, [], job=None)["job"].words
-    waiting = findings(tmp_path, [], job=JOBS["9"])
+    waiting = findings(tmp_path, [], job=JOBS[ID["held_by_user"]])
     assert (list(waiting), waiting["job"].verdict) == (["job"], "unknown")
     assert "is PENDING (JobHeldUser) after 124 s" in waiting["job"].words
 
@@ -252,13 +253,15 @@ def test_jobs_are_followed_to_their_end_or_the_end_of_patience(tmp_path: Path) -
     fakes.answer_as_recorded("squeue", "squeue_early", call=1)
     fakes.answer_as_recorded("squeue", "squeue_late")
     slurm = Slurm(fakes.environment, patience_seconds=0)
-    probes = [Probe((name,), 0, tmp_path, "t", name, 0.0) for name in ("15", "7", "9")]
+    probes = [
+        Probe((name,), 0, tmp_path, "t", name, 0.0) for name in (ID["dependency"], ID["failed"], ID["held_by_user"])
+    ]
     pauses: list[float] = []
     ended = [(one.probe.job, one.job and one.job.state) for one in follow(probes[:2], slurm, 60, pauses.append)]
-    assert ended == [("7", "FAILED"), ("15", "COMPLETED")]
+    assert ended == [(ID["failed"], "FAILED"), (ID["dependency"], "COMPLETED")]
     assert len(pauses) == 1
     late = [(one.probe.job, one.job and one.job.state) for one in follow(probes[2:], slurm, -1, pauses.append)]
-    assert late == [("9", "PENDING")]
+    assert late == [(ID["held_by_user"], "PENDING")]
 
 
 def test_a_lost_job_is_not_waited_for_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -78,6 +78,12 @@ class FakeCommands:
         return dict(line.split("=", 1) for line in lines if "=" in line)
 
 
+def recorded_jobs() -> dict[str, str]:
+    """What a recorded job shows ("timeout", "held_by_user", ...) -> its id."""
+    lines = (RECORDED / "jobs.txt").read_text().splitlines()
+    return dict(line.split() for line in lines)
+
+
 def recorded(file: str) -> tuple[str, int]:
     """What a command printed, and its exit code."""
     head, _, text = (RECORDED / f"{file}.txt").read_text().partition("\n")

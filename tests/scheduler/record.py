@@ -20,12 +20,12 @@ from hpcrl.scheduler.nodes import PARTITION_FORMAT
 from tests.slurm.dev_cluster import DevCluster
 
 FOLDER = Path(__file__).parent / "recorded"
-SQUEUE = ("squeue", "--noheader", "--array", "--states=all", f"--Format={queue_format()}")
+SQUEUE = ("squeue", "--noheader", "--states=all", f"--Format={queue_format()}")
 SACCT = (
     *("sacct", "--noheader", "--allocations", "--duplicates", "--parsable2"),
     *(f"--delimiter={FIELD_END}", f"--format={','.join(ACCOUNTING_FIELDS)}"),
 )
-READING = ("env", "SLURM_BITSTR_LEN=0", "SLURM_TIME_FORMAT=%s")
+READING = ("env", "SLURM_BITSTR_LEN=0", "SLURM_TIME_FORMAT=%s", "SQUEUE_ARRAY_UNIQUE=1")
 
 REFUSALS = {
     "partition": ("--partition=nowhere",),
@@ -98,7 +98,8 @@ def record_all(recorder: Recorder) -> None:
     }
     cluster.output("scontrol", "release", jobs["held_by_admin"])
     cluster.output("scontrol", "hold", jobs["held_by_admin"])
-    jobs["array"] = submit(1, 0, "--array=0-8:2%1")
+    jobs["array"] = submit(8, 0, "--array=0-8:2%1")
+    jobs["steps"] = submit(0, 0, "--hold", "--array=0-999:3")
     jobs["never"] = submit(0, 0, f"--dependency=afterok:{jobs['failed']}")
     jobs["dependency"] = submit(0, 0, f"--dependency=afterany:{jobs['timeout']}")
     jobs["suspended"] = submit(300, 0, "--nodelist=n4")
@@ -120,6 +121,7 @@ def record_all(recorder: Recorder) -> None:
     recorder.record("time_left", "squeue", "--noheader", f"--Format=TimeLeft:0{FIELD_END}", f"--jobs={jobs['timeout']}")
     record_driven_out(recorder, jobs)
     everything = ["--jobs=" + ",".join(jobs.values())]
+    (FOLDER / "jobs.txt").write_text("".join(f"{name} {job}\n" for name, job in jobs.items()))
     cluster.wait_for_state(jobs["timeout"], "TIMEOUT", 150)
     time.sleep(5)
     recorder.record("squeue_late", *SQUEUE, *everything)

@@ -29,7 +29,11 @@ from hpcrl.scheduler.jobs import (
 )
 from hpcrl.scheduler.nodes import NodeGroup, Partition, parse_partitions
 from hpcrl.scheduler.refusals import refusal
-from tests.scheduler.fakes import FakeCommands, recorded
+from tests.scheduler.fakes import FakeCommands, recorded, recorded_jobs
+
+ID = recorded_jobs()
+"""What a recorded job shows -> its id."""
+WAITING = ("held_by_user", "held_by_admin", "begin", "never", "dependency")
 
 
 @pytest.fixture
@@ -56,7 +60,7 @@ def accounting(file: str = "sacct") -> dict[str, Job]:
 
 def test_every_recorded_state_of_the_queue_is_read() -> None:
     early, late = queue("squeue_early"), queue("squeue_late")
-    assert {early[id_].reason for id_ in ("9", "10", "11", "14", "15")} == {
+    assert {early[id_].reason for id_ in (ID[n] for n in WAITING)} == {
         *("JobHeldUser", "JobHeldAdmin", "BeginTime", "DependencyNeverSatisfied", "Dependency")
     }
     assert {job.state for job in [*early.values(), *late.values()]} == {
@@ -67,7 +71,7 @@ def test_every_recorded_state_of_the_queue_is_read() -> None:
 
 def test_a_pending_job_has_not_started_and_a_running_one_has_not_ended() -> None:
     jobs = queue("squeue_early")
-    waiting, running, over = jobs["11"], jobs["5"], jobs["7"]
+    waiting, running, over = jobs[ID["begin"]], jobs[ID["timeout"]], jobs[ID["failed"]]
     assert (waiting.started, waiting.ended, waiting.is_over) == (None, None, False)
     assert waiting.expected_start == waiting.submitted + 3600  # type: ignore[operator]  # --begin=now+1hour
     assert running.started is not None
@@ -78,25 +82,32 @@ def test_a_pending_job_has_not_started_and_a_running_one_has_not_ended() -> None
 
 def test_arrays_requeues_signals_and_dependencies_are_told() -> None:
     early, late = queue("squeue_early"), queue("squeue_late")
-    assert [(one.array_id, one.element) for one in (early["13_0"], early["13_8"], early["5"])] == [
-        ("13", 0),
-        ("13", 8),
+    assert [
+        (one.array_id, one.element)
+        for one in (early[f"{ID['array']}_0"], early[f"{ID['array']}_8"], early[ID["timeout"]])
+    ] == [
+        (ID["array"], 0),
+        (ID["array"], 8),
         (None, None),
     ]
-    assert early["19"].restarts == 1
-    assert (late["5"].exit_code, late["5"].signal) == (None, 15)  # the time limit ended it
-    assert early["15"].dependency == "afterany:5(unfulfilled)"
-    assert early["9"].comment == "hpcrl recorded"
+    assert early[ID["requeued"]].restarts == 1
+    assert (late[ID["timeout"]].exit_code, late[ID["timeout"]].signal) == (None, 15)  # the time limit ended it
+    assert early[ID["dependency"]].dependency == f"afterany:{ID['timeout']}(unfulfilled)"
+    assert early[ID["held_by_user"]].comment == "hpcrl recorded"
 
 
 def test_the_accounting_tells_the_newest_record_and_who_cancelled() -> None:
     jobs = accounting()
-    assert (jobs["18"].state, jobs["18"].cancelled_by) == ("CANCELLED", 0)
-    assert (jobs["5"].state, jobs["5"].restarts) == ("TIMEOUT", 1)
-    assert (jobs["19"].state, jobs["19"].restarts) == ("RUNNING", 1)
-    assert (jobs["12"].state, jobs["12"].started) == ("DEADLINE", None)
-    assert (jobs["8"].exit_code, jobs["22"].state, jobs["23"].state) == (2, "NODE_FAIL", "PREEMPTED")
-    assert {jobs[f"13_{element}"].state for element in (0, 2, 4, 6, 8)} == {"COMPLETED"}
+    assert (jobs[ID["cancelled"]].state, jobs[ID["cancelled"]].cancelled_by) == ("CANCELLED", 0)
+    assert (jobs[ID["timeout"]].state, jobs[ID["timeout"]].restarts) == ("TIMEOUT", 1)
+    assert (jobs[ID["requeued"]].state, jobs[ID["requeued"]].restarts) == ("RUNNING", 1)
+    assert (jobs[ID["deadline"]].state, jobs[ID["deadline"]].started) == ("DEADLINE", None)
+    assert (jobs[ID["refused"]].exit_code, jobs[ID["node_fail"]].state, jobs[ID["preempted"]].state) == (
+        2,
+        "NODE_FAIL",
+        "PREEMPTED",
+    )
+    assert {jobs[f"{ID['array']}_{element}"].state for element in (0, 2, 4, 6, 8)} == {"COMPLETED"}
 
 
 def test_queue_and_accounting_agree_on_the_same_jobs() -> None:
@@ -111,10 +122,10 @@ def test_queue_and_accounting_agree_on_the_same_jobs() -> None:
 def test_names_with_line_breaks_tear_no_record() -> None:
     whole = recorded("squeue_early")[0].replace("job.sbatch", "two\nlines|here")
     assert {job.name for job in parse_queue(whole)} == {"two\nlines|here"}
-    torn = recorded("sacct")[0].replace("18\x1fjob.sbatch", "18\x1ftwo\nlines")
+    torn = recorded("sacct")[0].replace(f"{ID['cancelled']}\x1fjob.sbatch", f"{ID['cancelled']}\x1ftwo\nlines")
     jobs = {job.id for job in parse_accounting(torn)}
-    assert "18" not in jobs
-    assert "16" in jobs
+    assert ID["cancelled"] not in jobs
+    assert ID["suspended"] in jobs
 
 
 def test_another_format_is_not_guessed_at() -> None:
@@ -180,48 +191,75 @@ def test_times_are_told_in_seconds_or_as_local_time() -> None:
 def test_what_squeue_has_forgotten_is_asked_of_sacct(slurm: Slurm, fakes: FakeCommands) -> None:
     fakes.answer_as_recorded("squeue", "squeue_unknown")
     fakes.answer_as_recorded("sacct", "sacct")
-    found = slurm.look(["7"])
-    assert found["7"].state == "FAILED"
+    found = slurm.look([ID["failed"]])
+    assert found[ID["failed"]].state == "FAILED"
     (call,) = fakes.calls("sacct")
-    assert call[-1] == "--jobs=7"
+    assert call[-1] == f"--jobs={ID['failed']}"
     assert not slurm.accounting_is_off
 
 
 def test_an_array_asked_for_as_a_whole_is_completed_from_sacct(slurm: Slurm, fakes: FakeCommands) -> None:
-    some = "".join(line for line in recorded("squeue_early")[0].splitlines(True) if line.startswith(("13_6", "13_8")))
-    fakes.answer("squeue", some)
+    array = ID["array"]
+    some = [record for record in recorded("squeue_early")[0].split("\n") if record.startswith(f"{array}_[")]
+    assert len(some) == 1  # the elements that wait, in one record
+    fakes.answer("squeue", f"{some[0]}\n")
     fakes.answer_as_recorded("sacct", "sacct")
-    found = slurm.look(["13"])
-    elements = {id_: job.state for id_, job in found.items() if job.array_id == "13"}
-    assert elements == {
-        **dict.fromkeys(("13_0", "13_2", "13_4"), "COMPLETED"),
-        **dict.fromkeys(("13_6", "13_8"), "PENDING"),  # the controller's word, not the accounting's
+    found = slurm.look([array])
+    assert {id_: job.state for id_, job in found.items() if job.array_id == array} == {
+        f"{array}_0": "COMPLETED",
+        # The controller's word, not the accounting's.
+        **{f"{array}_{element}": "PENDING" for element in (2, 4, 6, 8)},
     }
+
+
+def test_an_arrays_record_beside_its_elements_is_no_job(slurm: Slurm, fakes: FakeCommands) -> None:
+    array = ID["array"]
+    fakes.answer_as_recorded("squeue", "squeue_late")
+    line = next(line for line in recorded("sacct")[0].split("\n") if line.startswith(f"{ID['failed']}\x1f"))
+    fakes.answer("sacct", line.replace(ID["failed"], array, 1) + "\n")
+    assert set(slurm.look([array])) == {f"{array}_{element}" for element in (0, 2, 4, 6, 8)}
+
+
+def test_a_long_array_that_waits_is_told_in_one_record_and_whole() -> None:
+    text = next(line for line in recorded("squeue_early")[0].split("\n") if line.startswith(f"{ID['steps']}_["))
+    assert text.startswith(f"{ID['steps']}_[0-999:3")
+    found = [job.element for job in parse_queue(text) if job.array_id == ID["steps"]]
+    assert found == list(range(0, 1000, 3))
+
+
+def test_only_what_was_asked_for_is_told(slurm: Slurm, fakes: FakeCommands) -> None:
+    fakes.answer_as_recorded("squeue", "squeue_early")
+    asked = [f"{ID['array']}_4", ID["begin"]]
+    assert {job.id for job in slurm.queue(asked)} == set(asked)
 
 
 def test_who_cancelled_is_asked_of_sacct_and_nothing_else_is(slurm: Slurm, fakes: FakeCommands) -> None:
     fakes.answer_as_recorded("squeue", "squeue_early")
     fakes.answer_as_recorded("sacct", "sacct")
-    found = slurm.look(["18", "5", "7"])
-    assert fakes.calls("sacct")[0][-1] == "--jobs=18"
-    assert (found["18"].cancelled_by, found["5"].state, found["7"].state) == (0, "RUNNING", "FAILED")
+    found = slurm.look([ID["cancelled"], ID["timeout"], ID["failed"]])
+    assert fakes.calls("sacct")[0][-1] == f"--jobs={ID['cancelled']}"
+    assert (found[ID["cancelled"]].cancelled_by, found[ID["timeout"]].state, found[ID["failed"]].state) == (
+        0,
+        "RUNNING",
+        "FAILED",
+    )
 
 
 def test_a_job_that_only_the_accounting_believes_to_run_is_lost(slurm: Slurm, fakes: FakeCommands) -> None:
     fakes.answer_as_recorded("squeue", "squeue_unknown")
     fakes.answer_as_recorded("sacct", "sacct")
-    assert "19" not in slurm.look(["19"])
+    assert slurm.look([ID["requeued"]]) == {}
 
 
 @pytest.mark.parametrize("file", ["sacct_off", "sacct_down"])
 def test_accounting_that_is_off_is_said_and_stops_nothing(file: str, slurm: Slurm, fakes: FakeCommands) -> None:
     fakes.answer_as_recorded("squeue", "squeue_unknown")
     fakes.answer_as_recorded("sacct", file)
-    assert slurm.look(["7"]) == {}
+    assert slurm.look([ID["failed"]]) == {}
     assert slurm.accounting_is_off
     assert slurm.accounting_trouble
     fakes.answer_as_recorded("sacct", "sacct")
-    assert slurm.look(["7"])["7"].state == "FAILED"
+    assert slurm.look([ID["failed"]])[ID["failed"]].state == "FAILED"
     assert not slurm.accounting_is_off
 
 
@@ -238,8 +276,10 @@ def test_many_ids_are_asked_in_several_calls_and_one_unknown_hides_no_other(slur
 
     fakes.answer_as_recorded("squeue", "squeue_unknown", call=4)
     fakes.answer_as_recorded("squeue", "squeue_unknown", call=5)
-    assert "5" in {job.id for job in slurm.queue(["999999", "5"])}
-    assert [call[-1] for call in fakes.calls("squeue")[3:]] == ["--jobs=999999,5", "--jobs=999999", "--jobs=5"]
+    assert [job.id for job in slurm.queue(["999999", ID["timeout"]])] == [ID["timeout"]]
+    assert [call[-1] for call in fakes.calls("squeue")[3:]] == [
+        f"--jobs={ids}" for ids in (f"999999,{ID['timeout']}", "999999", ID["timeout"])
+    ]
 
 
 def test_answers_do_not_depend_on_what_the_shell_has_set(fakes: FakeCommands) -> None:
@@ -266,18 +306,20 @@ def test_answers_do_not_depend_on_what_the_shell_has_set(fakes: FakeCommands) ->
 def test_a_job_is_found_by_its_comment(slurm: Slurm, fakes: FakeCommands) -> None:
     fakes.answer_as_recorded("squeue", "squeue_early")
     fakes.answer_as_recorded("sacct", "sacct_by_user")
-    assert slurm.find_by_comment("recorded")[0].id == "19"  # requeued, so submitted last
+    assert slurm.find_by_comment("recorded")[0].id == ID["requeued"]  # requeued, so submitted last
     assert fakes.calls("sacct") == []
     fakes.answer("squeue", "")
     found = [job.id for job in slurm.find_by_comment("recorded")]
-    assert "7" in found
-    assert "16" not in found  # it runs still, and the accounting stores comments at the end
+    assert ID["failed"] in found
+    assert ID["suspended"] not in found  # it runs still, and the accounting stores comments at the end
     assert slurm.find_by_comment("somebody else's") == []
 
 
 def test_time_left(slurm: Slurm, fakes: FakeCommands) -> None:
     fakes.answer_as_recorded("squeue", "time_left")
-    assert slurm.time_left("5") == 56.0
+    left = slurm.time_left(ID["timeout"])
+    assert left is not None
+    assert 40 < left < 60
     fakes.answer("squeue", "UNLIMITED\x1f\n")
     assert slurm.time_left("5") is None
     fakes.answer_as_recorded("squeue", "squeue_unknown")
@@ -424,7 +466,7 @@ def test_a_silent_controller_is_asked_again(fakes: FakeCommands) -> None:
     pauses: list[float] = []
     said: list[str] = []
     slurm = Slurm(fakes.environment, patience_seconds=100, sleep=pauses.append, say=said.append)
-    assert len(slurm.queue(["5"])) == 18
+    assert [job.id for job in slurm.queue([ID["timeout"]])] == [ID["timeout"]]
     assert pauses == [1, 2, 4]
     assert len(said) == 1
     assert "Unable to contact slurm controller" in said[0]
@@ -463,7 +505,7 @@ LOST = "sbatch: error: Batch job submission failed: Socket timed out on send/rec
 def test_a_submission_whose_answer_was_lost_is_looked_for_first(fakes: FakeCommands) -> None:
     fakes.answer("sbatch", complaint=LOST, code=1)
     fakes.answer_as_recorded("squeue", "squeue_early")
-    assert patient(fakes, []).submit(Path("job.sbatch"), token="hpcrl recorded") == "19"
+    assert patient(fakes, []).submit(Path("job.sbatch"), token="hpcrl recorded") == ID["requeued"]
     assert len(fakes.calls("sbatch")) == 1
 
 
@@ -512,7 +554,7 @@ def test_requeue_and_release(slurm: Slurm, fakes: FakeCommands) -> None:
     slurm.release("9")
     assert fakes.calls("scontrol") == [["requeue", "12_3"], ["release", "9"]]
     fakes.answer_as_recorded("scontrol", "requeue_pending")
-    with pytest.raises(InputError, match="SLURM refused: Job is pending execution for job 11"):
+    with pytest.raises(InputError, match="SLURM refused: Job is pending execution for job"):
         slurm.requeue("11")
 
 

@@ -11,15 +11,16 @@ import pytest
 from hpcrl.scheduler import STATES, Action, Job, SchedulerUnavailableError, SubmissionRefusedError, reaction, situation
 from hpcrl.scheduler.jobs import ENDED, parse_accounting, parse_queue
 from hpcrl.scheduler.states import DOCUMENT_BEGINS, DOCUMENT_ENDS, reaction_to_error, states_table
-from tests.scheduler.fakes import recorded
+from tests.scheduler.fakes import recorded, recorded_jobs
 
 PAGE = Path(__file__).parents[2] / "docs" / "slurm_states.md"
 ME, ROOT = 1000, 0
+ID = recorded_jobs()
 
 QUEUE = {job.id: job for job in parse_queue(recorded("squeue_early")[0] + recorded("squeue_late")[0])}
 EARLY = {job.id: job for job in parse_queue(recorded("squeue_early")[0])}
 ACCOUNTING = {job.id: job for job in parse_accounting(recorded("sacct")[0])}
-TEMPLATE = QUEUE["7"]
+TEMPLATE = QUEUE[ID["failed"]]
 
 
 def job(state: str, reason: str = "", **changes: object) -> Job:
@@ -45,24 +46,24 @@ def test_every_row_is_in_the_table_once() -> None:
 @pytest.mark.parametrize(
     ("told", "name", "action", "counts"),
     [
-        (EARLY["9"], "PENDING (held by you)", Action.REPORT, False),
-        (EARLY["10"], "PENDING (held by an administrator)", Action.REPORT, False),
-        (EARLY["11"], "PENDING (BeginTime)", Action.WAIT, False),
-        (EARLY["13_6"], "PENDING (limit)", Action.WAIT, False),
-        (EARLY["14"], "PENDING (DependencyNeverSatisfied)", Action.REPLACE, False),
-        (EARLY["15"], "PENDING (Dependency)", Action.WAIT, False),
-        (EARLY["5"], "RUNNING", Action.WAIT, False),
-        (EARLY["16"], "SUSPENDED", Action.REPORT, False),
-        (EARLY["19"], "PENDING (BeginTime)", Action.WAIT, False),  # requeued
-        (QUEUE["5"], "TIMEOUT, no progress", Action.RETRY, True),
-        (QUEUE["7"], "FAILED", Action.RETRY, True),
-        (QUEUE["8"], "job says: refused", Action.STOP, True),  # exit code 2, and no time to write it down
-        (QUEUE["12"], "DEADLINE", Action.STOP, True),
-        (QUEUE["18"], "CANCELLED (by whom is not known)", Action.RETRY, True),
-        (QUEUE["22"], "NODE_FAIL, no progress", Action.RETRY, True),
-        (QUEUE["23"], "PREEMPTED", Action.RETRY, False),
-        (QUEUE["15"], "COMPLETED, manifest missing", Action.RETRY, True),
-        (ACCOUNTING["18"], "CANCELLED (by somebody else)", Action.RETRY, True),
+        (EARLY[ID["held_by_user"]], "PENDING (held by you)", Action.REPORT, False),
+        (EARLY[ID["held_by_admin"]], "PENDING (held by an administrator)", Action.REPORT, False),
+        (EARLY[ID["begin"]], "PENDING (BeginTime)", Action.WAIT, False),
+        (EARLY[f"{ID['array']}_6"], "PENDING (limit)", Action.WAIT, False),
+        (EARLY[ID["never"]], "PENDING (DependencyNeverSatisfied)", Action.REPLACE, False),
+        (EARLY[ID["dependency"]], "PENDING (Dependency)", Action.WAIT, False),
+        (EARLY[ID["timeout"]], "RUNNING", Action.WAIT, False),
+        (EARLY[ID["suspended"]], "SUSPENDED", Action.REPORT, False),
+        (EARLY[ID["requeued"]], "PENDING (BeginTime)", Action.WAIT, False),  # requeued
+        (QUEUE[ID["timeout"]], "TIMEOUT, no progress", Action.RETRY, True),
+        (QUEUE[ID["failed"]], "FAILED", Action.RETRY, True),
+        (QUEUE[ID["refused"]], "job says: refused", Action.STOP, True),  # exit code 2, and no time to write it down
+        (QUEUE[ID["deadline"]], "DEADLINE", Action.STOP, True),
+        (QUEUE[ID["cancelled"]], "CANCELLED (by whom is not known)", Action.RETRY, True),
+        (QUEUE[ID["node_fail"]], "NODE_FAIL, no progress", Action.RETRY, True),
+        (QUEUE[ID["preempted"]], "PREEMPTED", Action.RETRY, False),
+        (QUEUE[ID["dependency"]], "COMPLETED, manifest missing", Action.RETRY, True),
+        (ACCOUNTING[ID["cancelled"]], "CANCELLED (by somebody else)", Action.RETRY, True),
     ],
 )
 def test_recorded_jobs(told: Job, name: str, action: Action, counts: bool) -> None:

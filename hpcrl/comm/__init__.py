@@ -6,4 +6,13 @@ from hpcrl.comm.tree import TreeSum
 from hpcrl.comm.waiting import Waiting
 from hpcrl.comm.world import launched_under_mpi, open_world
 
-__all__ = ["Collectives", "SingleProcess", "TreeSum", "Waiting", "close_world", "launched_under_mpi", "leave", "open_world"]
+__all__ = [
+    "Collectives",
+    "SingleProcess",
+    "TreeSum",
+    "Waiting",
+    "close_world",
+    "launched_under_mpi",
+    "leave",
+    "open_world",
+]

@@ -27,6 +27,7 @@ from hpcrl.runner.prepare import Launch
 from hpcrl.runner.session import RefusedError, ask_rank_zero, open_session, play_session
 from hpcrl.scheduler.refusals import SchedulerUnavailableError
 from hpcrl.scheduler.slurm import Slurm
+from hpcrl.scheduler.variables import expand
 from hpcrl.segments import ONLY
 from hpcrl.signals import BAD_INPUT, DONE, FAILED, STOP_SIGNALS, StopFlag
 from hpcrl.store.ledger import Claim, End, Ledger, Outcome, Unit, now
@@ -48,6 +49,8 @@ class Assignment:
     number: int
     element: int | None
     is_ready: bool
+    scratch: str
+    """launch.scratch of the site, its variables not expanded: they are each node's own."""
 
 
 def run_job(path: Path, *, segment: str, iteration: int | None, number: int | None, first_element: int = 0) -> int:
@@ -107,7 +110,9 @@ def _begin(path: Path, segment: str, iteration: int | None, number: int | None, 
         part = Part(
             units.segment(unit).stages, iteration=unit.iteration, element=element or 0, num_elements=count, waits=False
         )
-    return Assignment(case.pipeline, launch, part, unit, number, element, units.is_ready(unit))
+    return Assignment(
+        case.pipeline, launch, part, unit, number, element, units.is_ready(unit), case.site.launch.scratch
+    )
 
 
 def _find_unit(units: Units, segment: str, iteration: int | None) -> Unit:
@@ -178,7 +183,9 @@ def _play(path: Path, assignment: Assignment, comm: Collectives, stop: StopFlag)
     code = WAITING
     if assignment.is_ready:
         with _deadline(path, comm):
-            code = play_session(assignment.pipeline, assignment.launch, comm, stop, assignment.part, last_words)
+            scratch = Path(expand(assignment.scratch, os.environ, "launch.scratch"))
+            launch = dataclasses.replace(assignment.launch, scratch=scratch)
+            code = play_session(assignment.pipeline, launch, comm, stop, assignment.part, last_words)
     if comm.rank == 0:
         if code in (DONE, WAITING):
             last_words(code, "" if code == DONE else "its input was not there, or another job was at it")

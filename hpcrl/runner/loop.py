@@ -180,6 +180,7 @@ class Loop:
             num_blocks=self.pipeline.num_blocks,
             finished=self.position.finished_blocks.get((iteration, stage.name), frozenset()),
             with_checkpoint=self._has_checkpoint(iteration),
+            scratch=self.launch.scratch,
             attributes={
                 "stage": stage.name,
                 "iteration": iteration,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
@@ -17,7 +18,7 @@ from hpcrl.store.checkpoint import read_checkpoint, write_checkpoint
 from hpcrl.store.layout import lanes_name, shard_name
 from hpcrl.store.manifest import FileRecord
 from hpcrl.store.metrics import MetricsWriter
-from hpcrl.store.shards import write_shard
+from hpcrl.store.shards import write_shard, write_shard_by_scratch
 from hpcrl.store.stage_folder import StageFolder
 from hpcrl.store.writer import WriteBehind
 
@@ -44,13 +45,14 @@ class StageOutput:
         num_blocks: int,
         finished: frozenset[int],
         with_checkpoint: bool,
+        scratch: Path | None,
         attributes: Mapping[str, object],
     ) -> None:
         self._folder, self._earlier = folder, earlier
         self._launch, self._compute_threads = launch, compute_threads
         self._comm, self._writer, self._handoff, self._residents = comm, writer, handoff, residents
         self._num_blocks, self._finished = num_blocks, finished
-        self._with_checkpoint = with_checkpoint
+        self._with_checkpoint, self._scratch = with_checkpoint, scratch
         self._attributes = attributes
         self._attempt: Attempt | None = None
         self._blocks: dict[int, _Block] = {}
@@ -139,13 +141,16 @@ class StageOutput:
             attributes = {**self._attributes, "block": block}
             named = ((shard_name(block), trajectories), (lanes_name(block), lanes))
             files = [
-                write_shard(attempt.path / name, part, attributes=attributes)
-                for name, part in named
-                if part is not None
+                self._write_shard(attempt.path / name, part, attributes) for name, part in named if part is not None
             ]
             parts[block] = (files, facts)
         self._write_metrics(attempt)
         attempt.publish_parts(parts)
+
+    def _write_shard(self, path: Path, part: Trajectories, attributes: Mapping[str, object]) -> FileRecord:
+        if self._scratch is None:
+            return write_shard(path, part, attributes=attributes)
+        return write_shard_by_scratch(path, part, attributes=attributes, scratch=self._scratch)
 
     def _write_whole(self, tensors: Mapping[str, Mapping[str, Array]], extra: Mapping[str, object]) -> None:
         attempt = self._begin()

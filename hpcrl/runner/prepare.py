@@ -39,6 +39,8 @@ class Launch:
     """What a user types to go on."""
     unit: str = ""
     """Name of the unit of work of the ledger that this launch plays; "" outside a scheduler."""
+    scratch: Path | None = None
+    """A folder on this node's own disk, through which shards go; None: they are written where they stay."""
     lease: Path | None = None
     """Folder of the lease, where several launches share a run; None: the run's own."""
     lease_patience_seconds: float = 0.0

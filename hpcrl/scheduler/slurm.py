@@ -161,9 +161,7 @@ class Slurm:
         """
         if ids is None:
             return self._read_queue(self._ask_queue(f"--user={user if user is not None else os.geteuid()}"))
-        asked = set(ids)
-        jobs = [job for chunk in _chunks(ids) for job in self._queue_of(chunk)]
-        return [job for job in jobs if job.id in asked or job.array_id in asked]
+        return _only([job for chunk in _chunks(ids) for job in self._queue_of(chunk)], ids)
 
     def _queue_of(self, ids: Sequence[str]) -> list[Job]:
         answer = self._ask_queue(f"--jobs={','.join(ids)}")
@@ -188,7 +186,8 @@ class Slurm:
 
         A job appears there a few seconds after its submission. Raises: InputError.
         """
-        return [job for chunk in _chunks(ids) for job in self._ask_accounting([f"--jobs={','.join(chunk)}"])]
+        chunks = [f"--jobs={','.join(chunk)}" for chunk in _chunks(ids)]
+        return _only([job for chunk in chunks for job in self._ask_accounting([chunk])], ids)
 
     def _ask_accounting(self, choice: Sequence[str]) -> list[Job]:
         form = f"--format={','.join(ACCOUNTING_FIELDS)}"
@@ -308,6 +307,12 @@ class Slurm:
             return None
         _refuse(answer)
         return duration(answer.output.partition(FIELD_END)[0])
+
+
+def _only(jobs: Sequence[Job], ids: Sequence[str]) -> list[Job]:
+    """Without the elements that share a record with one that was asked for."""
+    asked = set(ids)
+    return [job for job in jobs if job.id in asked or job.array_id in asked]
 
 
 def _chunks(ids: Sequence[str]) -> Iterator[Sequence[str]]:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import importlib
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,7 @@ from hpcrl.store.streaming import write_checksummed
 Array = npt.NDArray[Any]
 
 _COMPRESSIONS = ("gzip", "lzf")
+_COPY_BYTES = 8 << 20
 
 
 def write_shard(
@@ -69,6 +72,32 @@ def write_shard(
         trajectories=trajectories.num_trajectories,
         checksums={name: field.checksum for name, field in seal.fields.items()},
     )
+
+
+def write_shard_by_scratch(
+    path: Path, trajectories: Trajectories, *, attributes: Mapping[str, Any], scratch: Path
+) -> FileRecord:
+    """Writes a new shard on a node's own disk first, then copies it whole: the shared file system sees one long write.
+
+    Args: scratch: a folder on the node's disk; nothing stays there.
+    Returns: as write_shard. Raises: InputError as write_shard does, also when the scratch folder is full or not there.
+    """
+    if not scratch.is_dir():
+        raise InputError(
+            f"{scratch}: want a folder on this node's disk, given none; correct launch.scratch in site.toml"
+        )
+    with explain_write_errors(scratch), tempfile.TemporaryDirectory(prefix="hpcrl-", dir=scratch) as folder:
+        local = Path(folder) / path.name
+        record = write_shard(local, trajectories, attributes=attributes)
+        with explain_write_errors(path), open(local, "rb") as source, open(path, "xb") as target:
+            try:
+                shutil.copyfileobj(source, target, _COPY_BYTES)
+                target.flush()
+                os.fsync(target.fileno())
+            except BaseException:
+                path.unlink(missing_ok=True)  # gives a full disk its space back
+                raise
+    return record
 
 
 def read_shard(

@@ -123,14 +123,27 @@ def test_a_row_does_not_feel_its_neighbours(name: str) -> None:
     assert ROWS_PER_FORWARD >= 16
 
 
-def test_memory_order_of_the_rows_leaves_the_bits() -> None:
-    model = sharpen(build("separate"))
+@pytest.mark.parametrize("name", ["separate", "image", "separate images"])
+def test_memory_order_of_the_rows_leaves_the_bits(name: str) -> None:
+    model = sharpen(build(name))
     for rows in (1, 3, 8, 32):
-        observations = draw_observations(VECTOR, rows)
+        observations = draw_observations(CONFIGS[name][1], rows)
         transposed = np.asfortranarray(observations)
         numbers = draw_numbers(model, rows)
         for one, other in zip(model.act(observations, numbers), model.act(transposed, numbers), strict=True):
             np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("name", ["image", "separate images"])
+@pytest.mark.parametrize("rows", [1, 8, ROWS_PER_FORWARD])
+def test_acting_on_images_has_the_bits_of_the_network(name: str, rows: int) -> None:
+    model = sharpen(build(name))
+    observations = draw_observations(CONFIGS[name][1], rows)
+    with torch.inference_mode():
+        policy_outputs, values = model.network(model.encoder(torch.from_numpy(observations)))
+    acting_outputs, acting_values = model._forward_rows(observations)
+    np.testing.assert_array_equal(acting_outputs, policy_outputs.numpy())
+    np.testing.assert_array_equal(acting_values, values.numpy())
 
 
 def test_values_take_read_only_rows() -> None:
@@ -236,9 +249,10 @@ def test_a_copy_has_buffers_of_its_own(duplicate) -> None:
     )
 
 
-def test_acting_follows_the_optimiser() -> None:
-    model = build("separate")
-    observations, numbers = draw_observations(VECTOR, 16), draw_numbers(model, 16)
+@pytest.mark.parametrize("name", ["separate", "image"])
+def test_acting_follows_the_optimiser(name: str) -> None:
+    model = build(name)
+    observations, numbers = draw_observations(CONFIGS[name][1], 16), draw_numbers(model, 16)
     with torch.no_grad():
         model.network.policy_head.bias.copy_(torch.tensor([0.0, 0.0, 50.0]))
         model.network.value_head.bias.fill_(7.0)

@@ -18,7 +18,7 @@ from hpcrl.data import Ragged, Trajectories
 from hpcrl.errors import CorruptFileError, InputError
 from hpcrl.store.manifest import FileRecord
 from hpcrl.store.seal import Seal
-from hpcrl.store.shards import read_attributes, read_shard, write_shard
+from hpcrl.store.shards import read_attributes, read_shard, write_shard, write_shard_by_scratch
 
 EMPTY = Trajectories(
     np.zeros(1, np.int64),
@@ -249,3 +249,19 @@ def test_a_write_that_does_not_fit_says_so_and_leaves_nothing(
         signal.signal(signal.SIGXFSZ, handler)
     assert not list(tmp_path.iterdir())
     assert_same(big, read_shard(tmp_path / "s.h5", record=write(tmp_path / "s.h5", big)))
+
+
+def test_a_shard_by_way_of_a_scratch_folder_is_the_same_file(tmp_path: Path) -> None:
+    scratch, steps = tmp_path / "scratch", sample((4, 0, 3), seed=5)
+    scratch.mkdir()
+    direct = write_shard(tmp_path / "direct.h5", steps, attributes={"block": 1})
+    copied = write_shard_by_scratch(tmp_path / "copied.h5", steps, attributes={"block": 1}, scratch=scratch)
+    assert dataclasses.replace(copied, name="direct.h5") == direct
+    assert (tmp_path / "copied.h5").read_bytes() == (tmp_path / "direct.h5").read_bytes()
+    assert list(scratch.iterdir()) == []
+
+
+def test_a_scratch_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"want a folder on this node's disk, given none; correct launch\.scratch"):
+        write_shard_by_scratch(tmp_path / "a.h5", sample((2,), seed=1), attributes={}, scratch=tmp_path / "none")
+    assert list(tmp_path.iterdir()) == []

@@ -72,7 +72,7 @@ def run_command(options: argparse.Namespace, rest: Sequence[str]) -> int:
 
 def submit_command(options: argparse.Namespace, pipeline: Pipeline, choices: Launch) -> int:
     """`--on slurm | sbatch`: submits the run and returns; or, with --dry-run, prints what would be submitted."""
-    from hpcrl.launch.submit import dry_run, submit
+    from hpcrl.launch.submission import dry_run, submit
 
     if options.branch is not None:
         raise InputError(f"--branch: want --on here or mpi for a branch's first start, given --on {options.on}")

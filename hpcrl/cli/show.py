@@ -33,7 +33,7 @@ def show_command(options: argparse.Namespace, rest: Sequence[str]) -> int:
     pipeline, _ = spread(argparse.Namespace(ranks=options.ranks, on=None, mesh=options.mesh), pipeline)
     print(show_text(pipeline, check_pipeline(pipeline), options.pipeline))
     if options.on == "sbatch":
-        from hpcrl.launch.submit import dry_run
+        from hpcrl.launch.submission import dry_run
 
         print(f"\n{dry_run(pipeline, options.site, python_path=[Path(options.pipeline).resolve().parent])}")
     return 0

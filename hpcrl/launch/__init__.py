@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from hpcrl.launch.submit import Run, submit
+    from hpcrl.launch.submission import Run, submit
 
 __all__ = ["Run", "submit"]
 
@@ -17,5 +17,5 @@ __all__ = ["Run", "submit"]
 def __getattr__(name: str) -> object:
     # Resolved at first use: ranks are started on every launch, jobs are submitted rarely.
     if name in __all__:
-        return getattr(importlib.import_module("hpcrl.launch.submit"), name)
+        return getattr(importlib.import_module("hpcrl.launch.submission"), name)
     raise AttributeError(f"module 'hpcrl.launch' has no attribute {name!r}; it has {', '.join(__all__)}")

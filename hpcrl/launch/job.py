@@ -215,6 +215,8 @@ def _refused(
         if number is not None:
             with contextlib.suppress(InputError):
                 _record_end(path, Unit(segment, iteration), number, None, "refused", str(error))
+                # What was refused here will be refused again, and there may be no other job to see that.
+                Ledger(path).halt(f"{Unit(segment, iteration).name}: {error}")
     return BAD_INPUT
 
 

@@ -19,7 +19,8 @@ from hpcrl.scheduler.jobs import Job
 from hpcrl.scheduler.refusals import SubmissionRefusedError
 from hpcrl.scheduler.site import Resources
 from hpcrl.scheduler.slurm import Slurm
-from hpcrl.store.ledger import Claim, Ledger, Try, Unit, now
+from hpcrl.scheduler.states import Action, reaction_to_error
+from hpcrl.store.ledger import Claim, End, Ledger, Try, Unit, now
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +58,8 @@ class Repair:
         self.units = Units(case.run, case.pipeline, thorough=me is not None and me.unit == GUARD)
         self.done = Repaired()
         self._room: int | None = None
+        self._is_full = False
+        """Whether SLURM itself has said that this user has as many jobs as allowed."""
 
     def repair(self) -> Repaired:
         """Submits what is missing.
@@ -159,7 +162,9 @@ class Repair:
         self, unit: Unit, standing: Standing, dependency: Sequence[str], elements: tuple[int, ...] | None = None
     ) -> list[str]:
         """Claims the next try and submits it; [] when somebody else has claimed it or there is no room now."""
-        if self.done.halted is not None or not self._has_room(1 if elements is None else len(elements)):
+        if self.done.halted is not None or self._is_full:
+            return []
+        if not self._has_room(1 if elements is None else len(elements)):
             return []
         number = 1 + max((one.number for one in self.ledger.tries(unit)), default=0)
         request = make_request(
@@ -186,20 +191,42 @@ class Repair:
         if not self.ledger.claim(claim):
             return []
         self.door.prepare((request,))
-        try:
-            job = self.door.submit(request)
-        except SubmissionRefusedError as error:
-            if error.is_temporary:
-                self.say(f"{unit.name}: not submitted now: {error}")
-                return []
-            self._halt(f"{unit.name}: {error}")
-            raise
+        job = self._hand_over(request)
+        if job is None:
+            return []
         self.ledger.record_job(unit, number, job)
         self.done.submitted.append(request)
         self.done.jobs.append(job)
         after = f" after {', '.join(dependency)}" if dependency else ""
         self.say(f"submitted {unit.name} as job {job}{after}")
         return [job]
+
+    def _hand_over(self, request: Request) -> str | None:
+        """Submits a claimed try and returns its job; None when the queue has no room for it now.
+
+        Raises: SubmissionRefusedError, after halting the run.
+        """
+        try:
+            return self.door.submit(request)
+        except SubmissionRefusedError as error:
+            action = reaction_to_error(error).action
+            if action is Action.WAIT:
+                self._is_full = True
+                self.say(f"{request.unit.name}: not submitted now: {error}")
+                # The try is over, so that the next repair does not take it for one that is being submitted.
+                end = End("waiting", f"not submitted: {error}", "", 0, now())
+                self.ledger.record_end(request.unit, request.number, None, end)
+                return None
+            known = self._still_known(request.dependency) if action is Action.RETRY else request.dependency
+            if known != request.dependency:
+                return self._hand_over(dataclasses.replace(request, dependency=known))
+            self._halt(f"{request.unit.name}: {error}")
+            raise
+
+    def _still_known(self, ids: tuple[str, ...]) -> tuple[str, ...]:
+        """Of jobs to wait for, those that SLURM has not forgotten; the others have ended long ago."""
+        known = {job.array_id or job.id for job in self.slurm.queue(ids)} if ids else set()
+        return tuple(id_ for id_ in ids if id_ in known)
 
     def _has_room(self, count: int) -> bool:
         """Whether the site's limit lets so many more jobs of this user into the queue."""

@@ -112,7 +112,7 @@ def _weigh(
     grown: Resources | None = None
     failures: list[str] = []
     for element, job in _elements(one, jobs):
-        end = one.ends.get(element)
+        end = one.ends.get(element, one.ends.get(None))  # without an element: of all of them
         if end is not None and job is not None and end.restart_count < job.restarts:
             end = None  # the word of an earlier start of the same job, on a node that was given up for dead
         more_memory = case.site.more_memory(standing.resources)

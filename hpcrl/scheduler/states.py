@@ -182,7 +182,11 @@ _BESIDE: Final[Mapping[str, Reaction]] = {
     "controller down": _row(
         Action.WAIT, "SLURM does not answer: asked again with growing pauses; a job goes on with its own work meanwhile"
     ),
-    "unknown job": _row(Action.RETRY, "neither squeue nor sacct knows it, and it left no word: lost", counts=True),
+    "unknown job": _row(
+        Action.RETRY,
+        "neither squeue nor sacct knows it, and it left no word: lost, or an array element cancelled before its start",
+        counts=True,
+    ),
     "unknown job, progress": _row(
         Action.RETRY, "neither squeue nor sacct knows it, but it had published something; goes on from there"
     ),

@@ -127,7 +127,7 @@ class Disturber:
         # A node is missed after ten seconds: some come back before that, most do not.
         self._after(event.lasts_seconds * 2, f"n{number} is back", start)
         told = ", the controller is told" if event.variant else ""
-        left = "" if event.kind == "node crashes" else f", {len(job_processes(self.cluster))} processes of jobs live on"
+        left = "" if event.kind == "node crashes" else f", processes of jobs anywhere: {len(job_processes(self.cluster))}"
         return f"n{number} with {label(job)}{told}{left}"
 
     def _preempt(self, event: Event) -> str | None:

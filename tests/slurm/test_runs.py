@@ -173,7 +173,7 @@ def test_a_chain_by_hand_where_jobs_may_not_submit(
         f"iteration {iteration} {segment}" for iteration in (0, 1) for segment in ("rollout", "advantage")
     ]
     # It stays halted: no job of the chain submits another.
-    cluster.wait_for(lambda: jobs_in_queue(cluster, run) == [], 90, "the chain to end")
+    cluster.wait_for(lambda: cluster.output("squeue", "--noheader") == "", 90, "the chain to end")
     assert Run(run).is_finished(), logs(run)
     assert published_bits(run) == apart(0)
     by_hand = [one for found in Ledger(run).all_tries().values() for one in found if one.claim.door == "hand"]
@@ -210,7 +210,8 @@ def test_from_python(cluster: DevCluster, tmp_path: Path, apart: Callable[[int],
 def test_another_version_on_the_compute_node_halts_the_run(cluster: DevCluster, tmp_path: Path) -> None:
     orders, run = Orders(tmp_path / "orders"), tmp_path / "run"
     older = "import sys, hpcrl; hpcrl.__version__ = '0.0.9'; from hpcrl.cli import main; sys.exit(main(sys.argv[1:]))"
-    orders.give("main-loop", f'words=(-c "{older}" "${{words[@]:4}}")')
+    for number in (1, 2):
+        orders.give("main-loop", f'words=(-c "{older}" "${{words[@]:4}}")', number=number)
     with login_node(cluster):
         hpcrl.launch.submit(tiny(num_iterations=1), site_for(orders.python), run=run, door="sbatch")
         with pytest.raises(InputError, match="halted") as halted:

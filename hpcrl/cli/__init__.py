@@ -33,6 +33,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(options.handler(options, rest))
     except InputError as error:
         print(f"hpcrl {options.command}: {error}", file=sys.stderr)
+        if "HPCRL_EXIT_CODE_FILE" in os.environ:  # a rank: its launcher reads the code there
+            from hpcrl.comm.exit_code import record_exit_code
+
+            record_exit_code(BAD_INPUT)
         return BAD_INPUT
     except BrokenPipeError:  # the reader (head, less) has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -15,7 +15,7 @@ def open_door(case: Case, slurm: Slurm) -> Door:
     if case.papers.door == "slurm":
         from hpcrl.launch.functions import Functions
 
-        return Functions(case.surroundings)
+        return Functions(case.surroundings, slurm)
     from hpcrl.launch.scripts import Scripts
 
     return Scripts(case.surroundings, slurm)

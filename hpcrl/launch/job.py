@@ -134,6 +134,9 @@ def _find_unit(units: Units, segment: str, iteration: int | None) -> Unit:
 def _claim_by_hand(path: Path, unit: Unit) -> int:
     """Enters a job that a person submitted into the ledger, so that repair does not submit its unit again."""
     ledger = Ledger(path)
+    for one in ledger.tries(unit):
+        if one.claim.door == "hand" and one.job is not None and one.job == my_job():
+            return one.number  # another element of the same array, or this job before it was requeued
     number = 1
     while not ledger.claim(Claim(unit, number, token=secrets.token_hex(8), door="hand", created=now())):
         number += 1

@@ -163,7 +163,7 @@ def check_site(pipeline: Pipeline, site: Site, slurm: Slurm) -> None:
     ranks = {segment.name: segment.mesh.size for segment in segments(pipeline)}
     if is_one_world(pipeline):
         ranks = {ONLY: world_size(pipeline) or next(iter(ranks.values()))}
-    site.refuse_unknown_segments(ranks)
+    site.refuse_unknown_segments([*ranks, GUARD.segment])
     partitions = slurm.partitions()
     for name, count in ranks.items():
         refuse_impossible(

@@ -116,9 +116,9 @@ class Disturber:
         if not running or len(self._nodes_down) >= _MOST_NODES_DOWN:
             return None
         job = _chosen(running, event)
-        number = int(job.nodes.removeprefix("n"))
+        number, whole = int(job.nodes.removeprefix("n")), event.kind == "node crashes"
         self._nodes_down.add(number)
-        self.cluster.crash_node(number, whole=event.kind == "node crashes", noticed=event.variant)
+        self.cluster.crash_node(number, whole=whole, noticed=event.variant)
 
         def start() -> None:
             self.cluster.start_node(number)
@@ -127,7 +127,7 @@ class Disturber:
         # A node is missed after ten seconds: some come back before that, most do not.
         self._after(event.lasts_seconds * 2, f"n{number} is back", start)
         told = ", the controller is told" if event.variant else ""
-        left = "" if event.kind == "node crashes" else f", processes of jobs anywhere: {len(job_processes(self.cluster))}"
+        left = f", {len(job_processes(self.cluster, job.nodes))} processes live on" if not whole else ""
         return f"n{number} with {label(job)}{told}{left}"
 
     def _preempt(self, event: Event) -> str | None:

@@ -1,7 +1,7 @@
 """The soak: a run of many jobs on a cluster where everything goes wrong, and the bits of an undisturbed one at the end.
 
-HPCRL_SOAK_EVENTS and HPCRL_SOAK_SEED make it longer or another one; HPCRL_SOAK_LOG is where the log goes, else beside the
-run in the test's folder. On two cores it takes about eight minutes.
+HPCRL_SOAK_EVENTS and HPCRL_SOAK_SEED make it longer or another one; HPCRL_SOAK_LOG is where the log goes, else beside
+the run in the test's folder. On two idle cores it takes seven minutes.
 """
 
 from __future__ import annotations

@@ -97,9 +97,10 @@ def ranks_of(cluster: DevCluster) -> list[Rank]:
     return sorted(found, key=lambda rank: (rank.unit, rank.number, rank.pid))
 
 
-def job_processes(cluster: DevCluster) -> list[int]:
-    """Everything that jobs have started on a cluster and that is still there."""
-    return [pid for pid, _, _ in _processes_of(cluster)]
+def job_processes(cluster: DevCluster, node: str | None = None) -> list[int]:
+    """Everything that jobs have started on a cluster (None) or one node and that is still there."""
+    found = _processes_of(cluster)
+    return [pid for pid, variables, _ in found if node in (None, variables.get("SLURMD_NODENAME"))]
 
 
 def _processes_of(cluster: DevCluster) -> Iterator[tuple[int, dict[str, str], list[bytes]]]:

@@ -12,7 +12,8 @@ def ppo_cartpole(
 ) -> Pipeline:
     """PPO on CartPole.
 
-    The defaults were chosen on seeds 100 to 179 for the fewest seconds to the target; all eighty solve it, in 27 iterations at most.
+    The defaults were chosen on seeds 100 to 179 for the fewest seconds to the target; all eighty solve it, in 27
+    iterations at most.
 
     Args:
         num_envs: environments stepped in parallel, over all blocks.

@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from hpcrl.errors import InputError
-from hpcrl.launch.doors import open_door
-from hpcrl.launch.papers import open_case
-from hpcrl.launch.repair import Repair, make_request
-from hpcrl.launch.submission import Run, submit
-from hpcrl.scheduler import STATES, Resources, Slurm
-from hpcrl.store.ledger import Claim, Ledger, Unit, now
+from hpcrl.launch.submission import submit
 from hpcrl.store.run_folder import RunFolder
 from tests.pipelines.meshes import meshes
 from tests.pipelines.tiny import tiny
@@ -24,10 +17,7 @@ from tests.slurm.submitted import (
     Bits,
     finish,
     job_of,
-    jobs_in_queue,
-    jobs_of,
     login_node,
-    logs,
     look,
     reference_bits,
     site_for,

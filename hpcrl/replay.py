@@ -161,7 +161,7 @@ def _context(run: RunFolder, pipeline: Pipeline, iteration: int, index: int, out
     sources = _sources(run, pipeline, iteration, index)
     return StageContext(
         iteration=iteration,
-        num_iterations=pipeline.num_iterations,
+        num_iterations=_horizon(run, pipeline, iteration, index),
         seed=pipeline.seed,
         num_blocks=pipeline.num_blocks,
         comm=comm,
@@ -178,6 +178,13 @@ def _context(run: RunFolder, pipeline: Pipeline, iteration: int, index: int, out
         progress_due=lambda: False,
         tick=lambda what, done, total: None,
     )
+
+
+def _horizon(run: RunFolder, pipeline: Pipeline, iteration: int, index: int) -> int:
+    """How many iterations the run was to have when a stage played: schedules reach to its end."""
+    folder = run.stage(iteration, pipeline.stages[index].name)
+    manifest = folder.manifest()
+    return int(manifest.extra.get("num_iterations", pipeline.num_iterations)) if manifest else pipeline.num_iterations
 
 
 class _Captured:

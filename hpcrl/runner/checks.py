@@ -11,6 +11,7 @@ from hpcrl.pipeline import Pipeline, evaluation, refuse_changes
 from hpcrl.residents import Residents
 from hpcrl.runner.branch import INITIAL, branch_source, refuse_another_branch
 from hpcrl.runner.handoff import kept_rollouts
+from hpcrl.runner.position import refuse_growth_before_redone
 from hpcrl.runner.prepare import Launch
 from hpcrl.runner.stored import stored_description, stored_pipeline
 from hpcrl.store.run_folder import RunFolder
@@ -64,13 +65,16 @@ def check_resumable(pipeline: Pipeline, launch: Launch) -> EnvDescription:
         stored = RunFolder.open(path).pipeline()
         # Through the classes of today: fields that a stored pipeline does not know yet have their defaults.
         refuse_changes(differences(stored_pipeline(stored).plain(), pipeline.plain()), str(path))
+        refuse_growth_before_redone(RunFolder.open(path), pipeline, stored_pipeline(stored).num_iterations)
         if launch.branch_from is not None:
             refuse_another_branch(path, stored, launch.branch_from)
         return description
     if not RunFolder.exists(path):
         _refuse_foreign_folder(path)
     if launch.branch_from is not None:
-        branch_source(launch.branch_from)
+        source = branch_source(launch.branch_from)[0]
+        if launch.fresh and Path(source).resolve() == path.resolve():
+            raise InputError(f"--from {launch.branch_from}: want another run than {path}, which --fresh sets aside")
     return description
 
 

@@ -13,6 +13,7 @@ from hpcrl.segments import Need, needs, policy_update, stops
 from hpcrl.signals import StopFlag
 from hpcrl.stages import Stage
 from hpcrl.store.run_folder import RunFolder
+from hpcrl.store.writer import WriteBehind
 
 _SHORTEST_PAUSE_SECONDS = 0.0005
 _LONGEST_PAUSE_SECONDS = 1.0
@@ -36,15 +37,26 @@ class Gate:
     """Lets a loop's stages through, one after another; collective over the loop's ranks."""
 
     def __init__(
-        self, run: RunFolder, pipeline: Pipeline, part: Part, *, launch: int, comm: Collectives, stop: StopFlag
+        self,
+        run: RunFolder,
+        pipeline: Pipeline,
+        part: Part,
+        *,
+        launch: int,
+        comm: Collectives,
+        stop: StopFlag,
+        writer: WriteBehind,
     ) -> None:
         self.run, self.pipeline, self.part = run, pipeline, part
-        self.comm, self.stop = comm, stop
+        self.comm, self.stop, self.writer = comm, stop, writer
         self._stopped = Path(run.path) / "launches" / f"launch-{launch:04d}.stopped"
         self._done: set[Need] = set()
 
     def wait(self, stage: Stage, iteration: int) -> Passage:
-        """Returns when the stage may start, or should not."""
+        """Returns when the stage may start, or should not.
+
+        Raises: the first error of this rank's writing thread: what the others wait for may never be published.
+        """
         wanted = [need for need in needs(self.pipeline, stage, iteration) if self._is_foreign(stage, iteration, need)]
         if not wanted:
             return Passage.READY
@@ -55,6 +67,7 @@ class Gate:
             if passage is not Passage.MISSING or not self.part.waits:
                 assert passage is not None  # rank 0 always says something
                 return passage
+            self.writer.check()
             if self.stop.agreed(self.comm):
                 return Passage.STOPPED
             pause = _PAUSE_SHARE * (time.monotonic() - began)

@@ -55,7 +55,7 @@ class Loop:
         self.launch, self.number, self.position = launch, number, position
         self.comm, self.stop, self.writer = comm, stop, writer
         self.part = whole(self.pipeline) if part is None else part
-        self.gate = Gate(self.run, self.pipeline, self.part, launch=number, comm=comm, stop=stop)
+        self.gate = Gate(self.run, self.pipeline, self.part, launch=number, comm=comm, stop=stop, writer=writer)
         self.tree = TreeSum(comm, self.pipeline.num_blocks)
         self.handoff = Handoff(launch.handoff, self.run.path)
         self.environments = Environments()

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from hpcrl.errors import CorruptFileError, InputError
 from hpcrl.pipeline import Pipeline
 from hpcrl.runner.branch import INITIAL
 from hpcrl.store.checkpoint import Checkpoint, read_checkpoint
@@ -62,6 +63,39 @@ def find_position(run: RunFolder, pipeline: Pipeline, *, since: int | None = Non
             else:
                 finished[iteration, folder.stage] = frozenset(folder.parts())
     return Position(checkpoint_iteration, checkpoint_path, frozenset(done), finished, max(iterations, default=-1))
+
+
+def refuse_gap(run: RunFolder, pipeline: Pipeline, position: Position) -> None:
+    """What the newest checkpoint was trained on is published, its files here or let go by retention.
+
+    Raises: CorruptFileError; played again, it would be played with weights that came after it.
+    """
+    trained = [index for index, stage in enumerate(pipeline.stages) if stage.trains is not None]
+    at = position.checkpoint_iteration
+    for stage in pipeline.stages[: trained[0]] if trained and at >= 0 else ():
+        if stage.due(at) and (at, stage.name) not in position.done:
+            raise CorruptFileError(
+                f"{run.stage(at, stage.name).path}: want it published, because the checkpoint of iteration {at} was "
+                "trained on it, given a gap; restore the folder from a copy, or branch from that checkpoint"
+            )
+
+
+def refuse_growth_before_redone(run: RunFolder, pipeline: Pipeline, stored_iterations: int) -> None:
+    """Schedules reach to the last iteration: updates that are redone must be redone with the one they had.
+
+    Raises: InputError.
+    """
+    if pipeline.num_iterations == stored_iterations:
+        return
+    position = find_position(run, pipeline)
+    trained = {stage.name for stage in pipeline.stages if stage.trains is not None}
+    redone = [at for at, stage in position.done if stage in trained and at > position.checkpoint_iteration]
+    if redone:
+        raise InputError(
+            f"num_iterations: want {stored_iterations} until the updates since the newest checkpoint are redone "
+            f"(iterations {min(redone)} to {max(redone)}), given "
+            f"{pipeline.num_iterations}; run once as it was, then with more"
+        )
 
 
 def checkpoint_of(folder: StageFolder) -> Path | None:

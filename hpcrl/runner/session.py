@@ -18,7 +18,7 @@ from hpcrl.runner.checks import check_models, check_resumable
 from hpcrl.runner.display import Display
 from hpcrl.runner.loop import WAITING, Loop
 from hpcrl.runner.part import Part, parts_of_world
-from hpcrl.runner.position import Position, clear_leftovers, find_position, machine_notes
+from hpcrl.runner.position import Position, clear_leftovers, find_position, machine_notes, refuse_gap
 from hpcrl.runner.prepare import Launch, Prepared, open_run, register_launch, set_aside
 from hpcrl.signals import BAD_INPUT, DONE, FAILED, REQUEUE, StopFlag
 from hpcrl.store.lease import Lease, LeaseHeldError
@@ -79,6 +79,12 @@ def play_session(
         print(f"hpcrl run: {error}", file=sys.stderr, flush=True)
         last_words(BAD_INPUT, str(error))
         comm.abort(BAD_INPUT)
+    except SystemExit as error:
+        # Not ours: an environment or a library called sys.exit. The others would wait for this rank for ever.
+        words = f"something called sys.exit({error.code!r}) while the run played; mend it, then run again"
+        print(f"hpcrl run: rank {comm.rank} of {comm.size} failed: {words}", file=sys.stderr, flush=True)
+        last_words(FAILED, words)
+        comm.abort(FAILED)
     except Exception as error:
         if not isinstance(error, FloatingPointError):  # its message says it all
             traceback.print_exc()
@@ -200,6 +206,7 @@ def _look(prepared: Prepared, parts: Sequence[Part]) -> Position:
     """Rank 0, alone with these stages: clear what dead launches left, then see where the run stands."""
     since = parts[0].iteration
     position = find_position(prepared.run, prepared.pipeline, since=since)
+    refuse_gap(prepared.run, prepared.pipeline, position)
     stages = {stage for part in parts for stage in part.stages}
     if len(stages) == len(prepared.pipeline.stages):
         prepared.run.remove_leftovers()

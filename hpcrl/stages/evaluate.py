@@ -55,7 +55,7 @@ class Evaluate(Stage):
     name: ClassVar[str] = "evaluate"
 
     every: int = 10
-    """Evaluate after every n-th iteration, and after the last."""
+    """Evaluate after every n-th iteration."""
     episodes: int = 20
     """Episodes, one per lane."""
     greedy: bool = True
@@ -99,6 +99,9 @@ class Evaluate(Stage):
         gathered = self._gather(context)
         returns = [value for block in gathered for value in block[0]]
         lengths = [value for block in gathered for value in block[1]]
+        env, _ = self.played(context.rollout)
+        if not np.isfinite(returns).all():
+            raise FloatingPointError(f"rewards: want finite numbers, given a return that is none from {env}; mend it")
         facts: dict[str, object] = {
             "returns": returns,
             "lengths": lengths,

@@ -265,6 +265,7 @@ class _UpdateRun:
             "optimizer_steps": cursor.optimizer_steps,
             "early_stop": cursor.early_stop,
             "steps": int(self.counts.sum()),
+            "num_iterations": self.context.num_iterations,
             "seconds": time.perf_counter() - self.started,
         }
         self.context.output.log(facts)

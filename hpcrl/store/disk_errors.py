@@ -19,6 +19,7 @@ _REASONS = {
     errno.EPERM: ("operation not permitted", "choose a folder on a file system that allows it (hard links are needed)"),
     errno.EOPNOTSUPP: ("operation not supported", "choose a folder on a file system with hard links"),
     errno.EIO: ("input/output error", "the disk or file server failed: see its logs, then run again"),
+    errno.ENAMETOOLONG: ("name too long", "choose a shorter one"),
     errno.ESTALE: ("stale file handle", "the file server lost this folder; check that it is there, then run again"),
 }
 

@@ -68,6 +68,11 @@ class WriteBehind:
             self._changed.wait_for(lambda: not self._queue)
             self._raise_first_error()
 
+    def check(self) -> None:
+        """Raises: the first error of a job, for a thread that waits for something else meanwhile."""
+        with self._changed:
+            self._raise_first_error()
+
     def close(self) -> None:
         """Writes what is queued and ends the thread. Raises: the first error, unless it was raised before."""
         with self._changed:

@@ -375,7 +375,7 @@ def test_a_signal_before_the_first_stage_begins_nothing(tmp_path: Path) -> None:
     setup = SIGNAL.format(number="SIGTERM") + (
         "import hpcrl.runner.session as s\n"
         "look = s._look\n"
-        "def asked(prepared):\n    once()\n    return look(prepared)\n"
+        "def asked(*given):\n    once()\n    return look(*given)\n"
         "s._look = asked"
     )
     stopped = forked(*RUN, "--run", tmp_path / "run", folder=tmp_path, setup=setup)

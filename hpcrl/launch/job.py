@@ -16,6 +16,7 @@ from pathlib import Path
 from hpcrl.comm import Collectives, close_world
 from hpcrl.errors import InputError
 from hpcrl.launch.doors import open_door
+from hpcrl.launch.orphan import end_when_orphaned
 from hpcrl.launch.papers import Case, open_case
 from hpcrl.launch.repair import Me, Repair, cancel_rest, my_job
 from hpcrl.launch.request import GUARD
@@ -62,6 +63,7 @@ def run_job(path: Path, *, segment: str, iteration: int | None, number: int | No
         first_element: added to SLURM_ARRAY_TASK_ID, in arrays that are split.
     Returns: DONE (also when the input is not there yet), REQUEUE, BAD_INPUT or FAILED, after all ranks have left MPI.
     """
+    end_when_orphaned()
     comm = open_session()
     for signal_number in STOP_SIGNALS:
         # What the flag puts back when it ends: a request that comes after all is done must not look like a failure.

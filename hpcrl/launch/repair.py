@@ -9,6 +9,7 @@ import secrets
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
+from typing import Final
 
 from hpcrl.launch.papers import Case
 from hpcrl.launch.request import GUARD, Door, Request
@@ -21,6 +22,12 @@ from hpcrl.scheduler.site import Resources
 from hpcrl.scheduler.slurm import Slurm
 from hpcrl.scheduler.states import Action, reaction_to_error
 from hpcrl.store.ledger import Claim, End, Ledger, Try, Unit, now
+
+GUARD_MINUTES: Final = 30
+"""So long after its submission a guard repairs whatever the others are at: SLURM holds a job that it could not start,
+and those behind it would wait for ever."""
+_LAST_GUARDS: Final = 8
+"""A guard that waits is among the last few tries; a run of weeks has had hundreds."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +65,8 @@ class Repair:
         self.units = Units(case.run, case.pipeline, thorough=me is not None and me.unit == GUARD)
         self.done = Repaired()
         self._room: int | None = None
+        self._last_number: dict[Unit, int] = {}
+        """Of the tries that were there when it looked, and of its own."""
         self._is_full = False
         """Whether SLURM itself has said that this user has as many jobs as allowed."""
 
@@ -71,21 +80,22 @@ class Repair:
         pending = self.units.pending(self.case.site.limits.window + 1)
         if self.done.halted is not None or not pending:
             return self.done
-        is_guarded = not self.units.is_loop and self.units.reaches_the_end(pending)
-        tries = {unit: self._adopted(self.ledger.tries(unit)) for unit in [*pending, *([GUARD] if is_guarded else [])]}
+        tries = {unit: self._adopted(self.ledger.tries(unit)) for unit in pending}
+        tries[GUARD] = self._adopted(self.ledger.tries(GUARD)[-_LAST_GUARDS:])
+        # Not read again when a try is claimed: who has claimed it meanwhile has seen the same, and submits it.
+        self._last_number = {unit: max((one.number for one in found), default=0) for unit, found in tries.items()}
         jobs = self.slurm.look([job for found in tries.values() for one in found if (job := one.job) is not None])
         standings = {unit: self._standing(unit, found, jobs) for unit, found in tries.items()}
         if any(self._heed(standing) for standing in standings.values()):
             return self.done
+        ids = {unit: list(standing.active_ids) for unit, standing in standings.items() if unit != GUARD}
         if self.units.is_loop:
             self._keep_two(pending[0], standings[pending[0]])
-            return self.done
-        ids = {unit: list(standing.active_ids) for unit, standing in standings.items()}
-        for unit in pending:
+        for unit in pending if not self.units.is_loop else ():
             before = [job for need in self.units.needs(unit) for job in ids.get(need, [])]
             ids[unit] += self._submit_missing(unit, standings[unit], before)
-        if is_guarded and not standings[GUARD].active_ids:
-            self._submit(GUARD, standings[GUARD], [job for found in ids.values() for job in found])
+        is_last = not self.units.is_loop and self.units.reaches_the_end(pending)
+        self._keep_guards(standings[GUARD], tries[GUARD], [job for found in ids.values() for job in found] * is_last)
         return self.done
 
     def _adopted(self, tries: Sequence[Try]) -> list[Try]:
@@ -121,6 +131,8 @@ class Repair:
         self.done.reports += [f"job {job.id}: {words}" for job, words in standing.reports]
         if standing.replaced:
             self.slurm.cancel(standing.replaced)
+        if standing.unit == GUARD:
+            return False  # over weeks some fail; what they should have done another does
         reason = standing.reason_to_halt(self.case.site.limits.retries)
         if reason is not None:
             self._halt(f"{standing.unit.name}: {reason}")
@@ -133,6 +145,19 @@ class Repair:
             ids += (submitted := self._submit(loop, standing, ids[-1:]))
             if not submitted:
                 return
+
+    def _keep_guards(self, standing: Standing, tries: Sequence[Try], last: Sequence[str]) -> None:
+        """A job that only repairs, behind the last ones; and one whose time comes while others may be stuck.
+
+        Args: last: the jobs after which nothing is queued; [] when more will be submitted before they end.
+        """
+        if not self.case.site.launch.submit_from_jobs or standing.is_being_submitted:
+            return
+        active = [one for one in tries if one.job in standing.active_ids]
+        if last and not any(one.claim.dependency for one in active):
+            self._submit(GUARD, standing, last)
+        if all(one.claim.dependency for one in active):
+            self._submit(GUARD, standing, (), begin_minutes=GUARD_MINUTES)
 
     def _submit_missing(self, unit: Unit, standing: Standing, dependency: Sequence[str]) -> list[str]:
         missing = self.units.unfinished_elements(unit)
@@ -159,14 +184,19 @@ class Repair:
         return self.case.site.limits.max_array_size or self.slurm.limits().max_array_size or sys.maxsize
 
     def _submit(
-        self, unit: Unit, standing: Standing, dependency: Sequence[str], elements: tuple[int, ...] | None = None
+        self,
+        unit: Unit,
+        standing: Standing,
+        dependency: Sequence[str],
+        elements: tuple[int, ...] | None = None,
+        begin_minutes: int = 0,
     ) -> list[str]:
         """Claims the next try and submits it; [] when somebody else has claimed it or there is no room now."""
         if self.done.halted is not None or self._is_full:
             return []
         if not self._has_room(1 if elements is None else len(elements)):
             return []
-        number = 1 + max((one.number for one in self.ledger.tries(unit)), default=0)
+        number = self._last_number[unit] + 1
         request = make_request(
             self.case,
             self.units,
@@ -176,6 +206,7 @@ class Repair:
             elements=elements,
             first_element=min(elements) // self._array_size * self._array_size if elements else 0,
             resources=standing.resources,
+            begin_minutes=begin_minutes,
         )
         claim = Claim(
             unit,
@@ -190,6 +221,7 @@ class Repair:
         )
         if not self.ledger.claim(claim):
             return []
+        self._last_number[unit] = number
         self.door.prepare((request,))
         job = self._hand_over(request)
         if job is None:
@@ -198,11 +230,12 @@ class Repair:
         self.done.submitted.append(request)
         self.done.jobs.append(job)
         after = f" after {', '.join(dependency)}" if dependency else ""
+        after += f", not before {begin_minutes} minutes have passed" if begin_minutes else ""
         self.say(f"submitted {unit.name} as job {job}{after}")
         return [job]
 
     def _hand_over(self, request: Request) -> str | None:
-        """Submits a claimed try and returns its job; None when the queue has no room for it now.
+        """Submits a claimed try and returns its job; None when the queue has no room for it now, or takes no guard.
 
         Raises: SubmissionRefusedError, after halting the run.
         """
@@ -210,16 +243,16 @@ class Repair:
             return self.door.submit(request)
         except SubmissionRefusedError as error:
             action = reaction_to_error(error).action
-            if action is Action.WAIT:
-                self._is_full = True
+            known = self._still_known(request.dependency) if action is Action.RETRY else request.dependency
+            if known != request.dependency:
+                return self._hand_over(dataclasses.replace(request, dependency=known))
+            self._is_full |= action is Action.WAIT
+            if action is Action.WAIT or request.unit == GUARD:
                 self.say(f"{request.unit.name}: not submitted now: {error}")
                 # The try is over, so that the next repair does not take it for one that is being submitted.
                 end = End("waiting", f"not submitted: {error}", "", 0, now())
                 self.ledger.record_end(request.unit, request.number, None, end)
                 return None
-            known = self._still_known(request.dependency) if action is Action.RETRY else request.dependency
-            if known != request.dependency:
-                return self._hand_over(dataclasses.replace(request, dependency=known))
             self._halt(f"{request.unit.name}: {error}")
             raise
 
@@ -257,6 +290,7 @@ def make_request(
     elements: tuple[int, ...] | None = None,
     first_element: int = 0,
     resources: Resources | None = None,
+    begin_minutes: int = 0,
 ) -> Request:
     """A try at a unit, as a door takes it. `resources`: None: what the site says."""
     if unit == GUARD:
@@ -278,6 +312,7 @@ def make_request(
         dependency=dependency,
         elements=elements,
         first_element=first_element,
+        begin_minutes=begin_minutes,
     )
 
 
@@ -287,7 +322,10 @@ def cancel_rest(case: Case, slurm: Slurm, *, but: str) -> list[str]:
     Returns: the ids that were cancelled.
     """
     ledger = Ledger(case.run.path)
-    ids = [one.job for tries in ledger.all_tries().values() for one in tries[-2:] if one.job not in (None, but)]
+    last = [
+        one for unit, tries in ledger.all_tries().items() for one in tries[-_LAST_GUARDS if unit == GUARD else -2 :]
+    ]
+    ids = [one.job for one in last if one.job not in (None, but)]
     waiting = [job for job in slurm.queue([id_ for id_ in ids if id_ is not None]) if not job.is_over] if ids else []
     found = sorted({job.array_id or job.id for job in waiting} - {but})
     if found:

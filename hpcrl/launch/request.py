@@ -10,7 +10,7 @@ from hpcrl.scheduler.site import Resources, Site
 from hpcrl.store.ledger import Unit
 
 GUARD: Final = Unit("guard", None)
-"""The job behind the last one: it only repairs."""
+"""The jobs that only repair: one behind the last ones, and one whose time comes while others may be stuck."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,8 @@ class Request:
     """Elements of the mesh's array to submit; None: no array."""
     first_element: int = 0
     """Added to SLURM's array index: arrays longer than MaxArraySize come in several requests."""
+    begin_minutes: int = 0
+    """It may not start before so long has passed."""
 
     @property
     def job_name(self) -> str:

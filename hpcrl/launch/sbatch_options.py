@@ -44,6 +44,8 @@ def submission_options(request: Request, site: Site) -> list[str]:
     words = [f"--job-name={request.job_name}", f"--comment={request.comment}"]
     if request.dependency:
         words.append(f"--dependency=afterany:{':'.join(request.dependency)}")
+    if request.begin_minutes:
+        words.append(f"--begin=now+{request.begin_minutes}minutes")
     if request.indices is not None:
         throttle = site.limits.array_throttle
         words.append(f"--array={array_text(request.indices)}{f'%{throttle}' if throttle else ''}")

@@ -105,7 +105,9 @@ def _weigh(
     """One try: what is alive of it, and what became of the rest."""
     if one.job is None and not one.ends:
         # Adopted if the queue knew it; a lone claim that is old was never submitted.
-        standing.is_being_submitted = _is_young(one)
+        if _is_young(one):
+            standing.is_being_submitted = True
+            standing.active_elements.update(one.claim.elements or ())
         return
     if ignored is not None and one.job == ignored:
         return

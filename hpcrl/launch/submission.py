@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from hpcrl.launch.cancel import cancel_run
 from hpcrl.launch.doors import open_door
 from hpcrl.launch.logs import log_text
 from hpcrl.launch.papers import Case, DoorName, Papers, is_played_as_jobs, open_case
-from hpcrl.launch.repair import Repair, Repaired, make_request
+from hpcrl.launch.repair import GUARD_MINUTES, Repair, Repaired, make_request
 from hpcrl.launch.request import GUARD, Request
 from hpcrl.launch.units import Units
 from hpcrl.pipeline import Pipeline
@@ -24,6 +25,7 @@ from hpcrl.runner import Launch, check_resumable, open_run
 from hpcrl.runner.part import world_size
 from hpcrl.runner.prepare import set_aside
 from hpcrl.scheduler.nodes import refuse_impossible
+from hpcrl.scheduler.refusals import SchedulerUnavailableError
 from hpcrl.scheduler.site import Site, read_site
 from hpcrl.scheduler.slurm import Slurm
 from hpcrl.segments import ONLY, is_one_world, segments
@@ -101,9 +103,11 @@ def submit(
     slurm = Slurm(patience_seconds=20.0, say=say)
     launch = Launch(run=path, fresh=fresh, command=command)
     description = check_resumable(pipeline, launch)
-    check_site(pipeline, site, slurm)
-    if is_played_as_jobs(path):
-        refuse_active(path, slurm)
+    with _silence_refuses():
+        check_site(pipeline, site, slurm)
+        # Of a halted run what is still in the queue submits nothing more, and is taken into account.
+        if is_played_as_jobs(path) and (fresh or Ledger(path).halted() is None):
+            refuse_active(path, slurm)
     if fresh and RunFolder.exists(path):
         set_aside(path)
     papers = Papers(
@@ -117,12 +121,22 @@ def submit(
         open_run(pipeline, launch, description)
         papers.write(path, site)
         Ledger(path).go_on()
-    repaired = _repair(open_case(path), slurm, say)
+    with _silence_refuses():
+        repaired = _repair(open_case(path), slurm, say)
     if not repaired.jobs:
         say(
             f"{path}: nothing to submit: {'the run is over' if Run(path).is_finished() else 'no room in the queue now'}"
         )
     return Run(path)
+
+
+@contextlib.contextmanager
+def _silence_refuses() -> Iterator[None]:
+    """A person who submits is told that SLURM does not answer, as of everything else that is not as it should be."""
+    try:
+        yield
+    except SchedulerUnavailableError as error:
+        raise InputError(str(error)) from error
 
 
 def _read(site: Site | Path | str | None) -> Site:
@@ -140,8 +154,11 @@ def first_requests(case: Case) -> tuple[Request, ...]:
     requests = list(made.values())
     if units.is_loop and pending:
         requests.append(dataclasses.replace(requests[0], number=2, dependency=(f"JOB:{pending[0].name}",)))
-    elif units.reaches_the_end(pending):
-        requests.append(make_request(case, units, GUARD, dependency=tuple(f"JOB:{unit.name}" for unit in pending)))
+    if pending and case.site.launch.submit_from_jobs:
+        if not units.is_loop and units.reaches_the_end(pending):
+            requests.append(make_request(case, units, GUARD, dependency=tuple(f"JOB:{unit.name}" for unit in pending)))
+        number = 1 + sum(request.unit == GUARD for request in requests)
+        requests.append(make_request(case, units, GUARD, number=number, begin_minutes=GUARD_MINUTES))
     return tuple(requests)
 
 

@@ -29,7 +29,12 @@ class Answer:
     @property
     def is_missing(self) -> bool:
         """Whether this is no answer: neither yes nor no."""
-        return self.code is None or (self.code != 0 and is_unavailable(self.complaint))
+        return self.code is None or self.was_killed or (self.code != 0 and is_unavailable(self.complaint))
+
+    @property
+    def was_killed(self) -> bool:
+        """Whether a signal ended it: SLURM asks a job to stop by signals to all of its processes."""
+        return self.code is not None and self.code < 0
 
     @property
     def did_arrive(self) -> bool:

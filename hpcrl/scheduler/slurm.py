@@ -184,7 +184,9 @@ class Slurm:
     def accounting(self, ids: Sequence[str]) -> list[Job]:
         """The jobs that sacct knows; [] when accounting is off, which `accounting_is_off` then says.
 
-        A job appears there a few seconds after its submission. Raises: InputError.
+        A job appears there a few seconds after its submission.
+
+        Raises: InputError; SchedulerUnavailableError when sacct was killed: that says nothing about the accounting.
         """
         chunks = [f"--jobs={','.join(chunk)}" for chunk in _chunks(ids)]
         return _only([job for chunk in chunks for job in self._ask_accounting([chunk])], ids)
@@ -205,6 +207,8 @@ class Slurm:
             self.accounting_trouble = "sacct is not on PATH"
             return []
         answer = self._commands.run([*words, *choice], self._environment)
+        if answer.was_killed:
+            raise SchedulerUnavailableError(f"sacct: {answer.words}; ask again")
         if answer.is_missing or (answer.code != 0 and accounting_is_off(answer.complaint)):
             self.accounting_trouble = answer.words
             return []

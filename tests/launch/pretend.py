@@ -13,6 +13,7 @@ from hpcrl.launch.request import GUARD, Request
 from hpcrl.launch.units import Units
 from hpcrl.pipeline import Pipeline
 from hpcrl.scheduler.jobs import Job
+from hpcrl.scheduler.refusals import SubmissionRefusedError
 from hpcrl.scheduler.site import Limits, Site
 from hpcrl.scheduler.slurm import ClusterLimits
 from hpcrl.store.ledger import End, Ledger, Unit, now
@@ -35,11 +36,16 @@ class PretendedJob:
 class Cluster:
     """Both the door and the Slurm of a repair."""
 
-    def __init__(self, case: Case, *, max_array_size: int = 1001, seed: int = 0, stops_at: int = -1) -> None:
+    def __init__(
+        self, case: Case, *, max_array_size: int = 1001, seed: int = 0, stops_at: int = -1, most_jobs: int = 10**6
+    ) -> None:
         self.case, self.max_array_size = case, max_array_size
         self.jobs: dict[str, PretendedJob] = {}
         self.random = random.Random(seed)
         self.stops_at = stops_at
+        self.most_jobs = most_jobs
+        self.forgotten: set[str] = set()
+        """Jobs that sbatch takes no dependency on."""
         self.accounting_is_off = False
         self.played: list[tuple[Unit, int | None]] = []
         self.lines: list[str] = []
@@ -50,6 +56,10 @@ class Cluster:
         pass
 
     def submit(self, request: Request) -> str:
+        if set(request.dependency) & self.forgotten:
+            raise SubmissionRefusedError("Job dependency problem", "dependency")
+        if sum(not one.job.is_over for one in self.jobs.values()) + len(request.indices or (0,)) > self.most_jobs:
+            raise SubmissionRefusedError("QOSMaxSubmitJobPerUserLimit", "limit")
         array = str(self._next)
         self._next += 1
         for index in request.indices or (None,):
@@ -81,8 +91,14 @@ class Cluster:
         return [one for one in self.jobs.values() if one.job.state == "PENDING"]
 
     def startable(self) -> list[PretendedJob]:
+        """Jobs that may start now; those with a time of their own when there is nothing else to wait for."""
         alive = {one.job.array_id or one.job.id for one in self.jobs.values() if not one.job.is_over}
-        return [one for one in self.waiting() if not set(one.request.dependency) & alive]
+        ready = [one for one in self.waiting() if not set(one.request.dependency) & alive and not one.job.reason]
+        return [one for one in ready if not one.request.begin_minutes] or ready
+
+    def hold(self, one: PretendedJob) -> None:
+        """SLURM could not start it, and keeps it for a person."""
+        one.job = dataclasses.replace(one.job, reason="launch failed requeued held")
 
     def end(self, one: PretendedJob, state: str, code: int | None = None) -> None:
         one.job = dataclasses.replace(one.job, state=state, exit_code=code, cancelled_by=None)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from hpcrl import PPO, Advantage, Evaluate, Mesh, Mlp, Pipeline, Reached, Rollout, Update
-from hpcrl.launch.repair import Me
+from hpcrl.launch.repair import GUARD_MINUTES, Me
 from hpcrl.launch.request import GUARD
 from hpcrl.launch.units import Units
+from hpcrl.scheduler.jobs import Job
 from hpcrl.store.ledger import Claim, Ledger, Unit, now
 from tests.launch.pretend import Cluster, case_of
 
@@ -61,7 +63,9 @@ def test_a_loop_has_a_second_behind_it(tmp_path: Path) -> None:
     assert [(one.unit, one.number, one.dependency) for one in done.submitted] == [
         (Unit("main", None), 1, ()),
         (Unit("main", None), 2, ("1",)),
+        (GUARD, 1, ()),
     ]
+    assert done.submitted[2].begin_minutes == GUARD_MINUTES
     assert cluster.repair().done.submitted == []
     run_out(cluster)
     assert is_finished(cluster)
@@ -79,11 +83,12 @@ def test_a_window_is_submitted_and_topped_up(tmp_path: Path) -> None:
         ("advantage-000001", ("2", "3")),
         ("rollout-000002", ("3", "4")),
         ("advantage-000002", ("4", "5")),
+        ("guard-loop", ()),
     ]
     run_out(cluster)
     assert is_finished(cluster)
-    # One job for each unit and a guard: nothing twice.
-    assert len(cluster.jobs) == 9
+    # One job for each unit and two guards: nothing twice.
+    assert len(cluster.jobs) == 10
     assert len(set(cluster.played)) == len(cluster.played) == 8
 
 
@@ -118,6 +123,22 @@ def test_any_one_lost_job_is_made_good(tmp_path: Path, seed: int, lag: int, arra
     assert not cluster.waiting()
 
 
+@pytest.mark.parametrize("pipeline", [loop(), apart(3), apart(3, array=3, lag=1)], ids=["loop", "apart", "lag"])
+@pytest.mark.parametrize("seed", range(4))
+def test_a_job_that_slurm_holds_is_replaced_when_the_guards_time_comes(
+    tmp_path: Path, seed: int, pipeline: Pipeline
+) -> None:
+    cluster = Cluster(case_of(tmp_path / "run", pipeline, retries=3), seed=seed)
+    cluster.repair()
+    for _ in range(cluster.random.randrange(4)):
+        if pipeline.meshes:  # a loop has one job to hold
+            cluster.play(cluster.random.choice(cluster.startable()))
+    victims = [one for one in cluster.startable() if not one.request.begin_minutes]
+    cluster.hold(cluster.random.choice(victims))
+    run_out(cluster)
+    assert is_finished(cluster), cluster.lines
+
+
 @pytest.mark.parametrize("seed", range(8))
 def test_a_loop_outlives_its_jobs(tmp_path: Path, seed: int) -> None:
     cluster = Cluster(case_of(tmp_path / "run", loop()), seed=seed)
@@ -141,6 +162,52 @@ def test_only_missing_elements_are_played_again(tmp_path: Path) -> None:
     assert is_finished(cluster)
     rollouts = [element for unit, element in cluster.played if unit.segment == "rollout"]
     assert rollouts == [0, 1, 3, 2]
+
+
+@pytest.mark.parametrize("pipeline", [loop(), apart(3), apart(3, array=3)], ids=["loop", "apart", "array"])
+def test_two_repairs_at_once_submit_nothing_twice(tmp_path: Path, pipeline: Pipeline) -> None:
+    """The second looks and submits between the first one's look and what it would submit."""
+    cluster = Cluster(case_of(tmp_path / "run", pipeline))
+    look = cluster.look
+
+    def look_and_be_overtaken(ids: Sequence[str]) -> dict[str, Job]:
+        found = look(ids)
+        cluster.look = look  # type: ignore[method-assign]
+        cluster.repair()
+        return found
+
+    cluster.look = look_and_be_overtaken  # type: ignore[method-assign]
+    assert cluster.repair().done.submitted == []
+    run_out(cluster)
+    assert is_finished(cluster)
+    assert len(set(cluster.played)) == len(cluster.played)
+
+
+@pytest.mark.parametrize("pipeline", [loop(), apart(4), apart(4, array=2, lag=1)], ids=["loop", "apart", "array"])
+@pytest.mark.parametrize("seed", range(4))
+def test_a_queue_that_is_full_is_filled_up_later(tmp_path: Path, seed: int, pipeline: Pipeline) -> None:
+    cluster = Cluster(case_of(tmp_path / "run", pipeline), seed=seed, most_jobs=3)
+    assert cluster.repair().done.halted is None
+    run_out(cluster)
+    assert is_finished(cluster)
+    assert len(set(cluster.played)) == len(cluster.played)
+
+
+def test_a_job_to_wait_for_that_the_cluster_has_forgotten_is_not_waited_for(tmp_path: Path) -> None:
+    cluster = Cluster(case_of(tmp_path / "run", apart(1)))
+    cluster.repair()
+    cluster.end(cluster.jobs["2"], "CANCELLED")
+    look = cluster.look
+
+    def look_and_forget(ids: Sequence[str]) -> dict[str, Job]:
+        found = look(ids)
+        cluster.forgotten.add("1")
+        return {} if ids == ("1",) else found
+
+    cluster.look = look_and_forget  # type: ignore[method-assign]
+    cluster.repair()
+    again = next(one for one in cluster.jobs.values() if one.request.number == 2 and one.request.unit.iteration == 0)
+    assert (again.request.unit.name, again.request.dependency) == ("advantage-000000", ())
 
 
 def test_arrays_beyond_the_limit_are_split(tmp_path: Path) -> None:
@@ -198,7 +265,7 @@ def test_a_claim_without_a_job_is_adopted_or_forgotten(tmp_path: Path) -> None:
     # Submitted, but whoever did it died before writing the id down.
     ledger.claim(Claim(unit, 1, token="lost-and-found", door="sbatch", created=long_ago))
     request = cluster.repair().done.submitted  # nothing has that token yet: forgotten
-    assert [one.number for one in request] == [2, 3]
+    assert [one.number for one in request if one.unit == unit] == [2, 3]
     one = cluster.jobs["1"]
     one.job = dataclasses.replace(one.job, comment="lost-and-found")
     cluster.repair()
@@ -209,7 +276,7 @@ def test_a_young_claim_is_somebody_elses_submission(tmp_path: Path) -> None:
     cluster = Cluster(case_of(tmp_path / "run", apart(1)))
     Ledger(tmp_path / "run").claim(Claim(Unit("rollout", 0), 1, token="t", door="sbatch", created=now()))
     submitted = cluster.repair().done.submitted
-    assert [one.unit.name for one in submitted] == ["advantage-000000", "guard-loop"]
+    assert [one.unit.name for one in submitted] == ["advantage-000000", "guard-loop", "guard-loop"]
 
 
 @pytest.mark.parametrize("lag", [0, 1])
@@ -232,4 +299,4 @@ def test_the_guard_looks_at_everything(tmp_path: Path) -> None:
                 run.stage(iteration, stage.name).begin_attempt(compute_threads=1).publish([], {"stop": False})
     assert cluster.repair().done.submitted == []  # 64 finished iterations behind it are taken for all
     guard = cluster.repair(Me(GUARD, "77")).done
-    assert [one.unit.name for one in guard.submitted] == ["advantage-000001"]
+    assert [one.unit.name for one in guard.submitted] == ["advantage-000001", "guard-loop"]

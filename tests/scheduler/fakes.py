@@ -18,7 +18,9 @@ answer={name}.answer.$n
 cat $answer.out
 cat $answer.err >&2
 [ -e $answer.sleep ] && sleep $(cat $answer.sleep)
-exit $(cat $answer.code)
+code=$(cat $answer.code)
+case $code in -*) kill $code $$ ;; esac
+exit $code
 """
 
 
@@ -46,7 +48,10 @@ class FakeCommands:
         call: int | None = None,
         sleep: float = 0,
     ) -> None:
-        """Lays out what a command answers: at its call number `call`, or (None) at every other call."""
+        """Lays out what a command answers: at its call number `call`, or (None) at every other call.
+
+        Args: code: exit code; negative: the signal that ends it.
+        """
         script = self.bin / name
         if not script.exists():
             script.write_text(_SCRIPT.format(folder=self.folder, name=name))

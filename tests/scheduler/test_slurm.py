@@ -518,6 +518,27 @@ def test_a_lost_submission_that_is_nowhere_is_repeated(fakes: FakeCommands) -> N
     assert len(fakes.calls("sbatch")) == 2
 
 
+def test_a_submission_that_was_killed_on_the_way_is_no_refusal(fakes: FakeCommands) -> None:
+    """SLURM ends a job with signals to all of its processes: also to the sbatch that the job has just called."""
+    fakes.answer("sbatch", code=-15, call=1)
+    fakes.answer("sbatch", "31\n")
+    fakes.answer_as_recorded("squeue", "squeue_early")
+    fakes.answer_as_recorded("sacct", "sacct_by_user")
+    assert patient(fakes, []).submit(Path("job.sbatch"), token="never seen") == "31"
+    assert patient(fakes, []).submit(Path("job.sbatch"), token="hpcrl recorded") == "31"
+    fakes.answer("sbatch", code=-9)
+    assert patient(fakes, []).submit(Path("job.sbatch"), token="hpcrl recorded") == ID["requeued"]
+
+
+def test_a_question_to_the_accounting_that_was_killed_does_not_mean_that_it_is_off(
+    slurm: Slurm, fakes: FakeCommands
+) -> None:
+    fakes.answer("sacct", code=-15)
+    with pytest.raises(SchedulerUnavailableError, match="sacct ended with code -15 and said nothing"):
+        slurm.accounting(["7"])
+    assert not slurm.accounting_is_off
+
+
 def test_without_a_token_a_lost_submission_is_not_repeated(fakes: FakeCommands) -> None:
     fakes.answer("sbatch", complaint=LOST, code=1)
     with pytest.raises(SchedulerUnavailableError, match="may be in the queue or not"):

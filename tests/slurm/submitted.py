@@ -14,13 +14,14 @@ import pytest
 from hpcrl.launch import repair as repair_module
 from hpcrl.launch import standing as standing_module
 from hpcrl.launch.doors import open_door
-from hpcrl.launch.papers import open_case
+from hpcrl.launch.papers import Case, open_case
 from hpcrl.launch.repair import Me, Repair, Repaired
+from hpcrl.launch.request import GUARD
 from hpcrl.launch.standing import Standing, standing_of
 from hpcrl.launch.submission import Run
-from hpcrl.scheduler import STATES, Job, Reaction, Slurm, situation
+from hpcrl.scheduler import Job, Reaction, Slurm, reaction, situation
 from hpcrl.scheduler.site import Launch, Limits, Resources, Site
-from hpcrl.store.ledger import Ledger, Try
+from hpcrl.store.ledger import Ledger, Try, Unit
 from tests.pipelines.forked import forked
 from tests.pipelines.runs import published_bits
 from tests.slurm.dev_cluster import ROOT, DevCluster
@@ -58,8 +59,9 @@ class Look:
     """What one repair saw, and did."""
 
     rows: list[str]
-    """Rows of the table that applied, in the order of units, tries and elements."""
+    """Rows of the table that applied, in the order of units, tries and elements; the guards' left out."""
     standings: list[Standing]
+    """Likewise."""
     done: Repaired
 
 
@@ -77,18 +79,17 @@ def look(run: Path, *, me: Me | None = None, patience_seconds: float = 20.0, **l
     rows: list[str] = []
     standings: list[Standing] = []
 
-    def react(job: Job | None, **known: Any) -> Reaction:
-        rows.append(situation(job, **known))
-        return STATES[rows[-1]]
+    def weigh(case: Case, unit: Unit, *words: Any, **named: Any) -> Standing:
+        def react(job: Job | None, **known: Any) -> Reaction:
+            rows.extend([situation(job, **known)] if unit != GUARD else [])
+            return reaction(job, **known)
 
-    def weigh(*words: Any, **named: Any) -> Standing:
-        standings.append(standing_of(*words, **named))
-        return standings[-1]
+        with mock.patch.object(standing_module, "reaction", react):
+            standing = standing_of(case, unit, *words, **named)
+        standings.extend([standing] if unit != GUARD else [])
+        return standing
 
-    with (
-        mock.patch.object(standing_module, "reaction", react),
-        mock.patch.object(repair_module, "standing_of", weigh),
-    ):
+    with mock.patch.object(repair_module, "standing_of", weigh):
         done = Repair(case, open_door(case, slurm), slurm, me=me).repair()
     return Look(rows, standings, done)
 
@@ -105,9 +106,10 @@ def job_of(run: Path, unit: str, number: int = 1) -> str:
     return job
 
 
-def jobs_of(run: Path) -> list[str]:
-    """SLURM's ids of all tries, oldest first."""
-    ids = [one.job for found in Ledger(run).all_tries().values() for one in found]
+def jobs_of(run: Path, unit: str | None = None) -> list[str]:
+    """SLURM's ids of all tries, or of those at one unit, oldest first."""
+    found = [one for tries in Ledger(run).all_tries().values() for one in tries]
+    ids = [one.job for one in found if unit in (None, one.unit.name)]
     return sorted((one for one in ids if one is not None), key=int)
 
 

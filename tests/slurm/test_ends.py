@@ -179,7 +179,8 @@ def sufferers(
         attend(cluster, found)
         for one in found:
             one.bits = finish(cluster, one.run)
-            one.limits = cluster.output("sacct", "-XnPj", ",".join(jobs_of(one.run)), "--format=TimelimitRaw").split()
+            jobs = ",".join(jobs_of(one.run, UNIT))
+            one.limits = cluster.output("sacct", "-XnPj", jobs, "--format=TimelimitRaw").split()
     yield {one.fate.name: one for one in found}
     cluster.tidy()
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,7 @@ from tests.slurm.submitted import (
     jobs_of,
     login_node,
     logs,
+    look,
     reference_bits,
     site_for,
     tries,
@@ -112,72 +114,90 @@ def edited(template: str, into: Path, **values: str) -> Path:
     return path
 
 
-def test_three_doors_give_the_bits_of_mpi(cluster: DevCluster, tmp_path: Path) -> None:
-    for door in ("slurm", "sbatch"):
-        submit(cluster, *CARTPOLE, "--ranks", 2, "--on", door, "--run", tmp_path / door)
-    by_hand = edited("loop", tmp_path, RUN=str(tmp_path / "hand"), PYTHON=sys.executable)
-    job = cluster.output("sbatch", "--parsable", by_hand, *CARTPOLE[1:])
-    done = run_hpcrl("run", *CARTPOLE, "--ranks", 2, "--on", "mpi", "--run", tmp_path / "mpi")
-    assert done.code == 0, done.output
-    wanted = published_bits(tmp_path / "mpi")
-    assert len(wanted) == 8  # rollout, advantage, update, evaluate
-    cluster.wait_for_state(job, ["COMPLETED", "FAILED"], 60)
-    assert published_bits(tmp_path / "hand") == wanted, (tmp_path / f"ppo-cartpole_{job}.out").read_text()
-    for door in ("slurm", "sbatch"):
-        assert finish(cluster, tmp_path / door) == wanted
-        (first, second) = jobs_of(tmp_path / door)
-        assert (cluster.job_state(first), cluster.job_state(second)) == ("COMPLETED", "CANCELLED")
-    ran = {door: cluster.job_field(jobs_of(tmp_path / door)[0], "NumTasks") for door in ("slurm", "sbatch")}
-    assert ran == {"slurm": "2", "sbatch": "2"}
+@dataclass
+class Played:
+    """Six runs that were played side by side, and one under mpiexec."""
+
+    cluster: DevCluster
+    folder: Path
+    by_hand: str
+    """The job of the template that a person edited and submitted."""
+    chain: list[str]
+    """What the chain of jobs said that a person started."""
 
 
-def test_rollouts_on_cpus_and_updates_on_gpus(
-    cluster: DevCluster, tmp_path: Path, apart: Callable[[int], Bits]
-) -> None:
-    site = tmp_path / "site.toml"
+@pytest.fixture(scope="module")
+def played(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Played]:
+    """Every door with either kind of run, from submission to end."""
+    # Not by name: the cluster is tidied once, not after each test that only looks at what has been.
+    cluster = request.getfixturevalue("cluster")
+    folder = tmp_path_factory.mktemp("played")
+    site, lonely = folder / "site.toml", folder / "lonely.toml"
     site.write_text(SITE)
-    runs = {("slurm", 0): tmp_path / "slurm", ("sbatch", 1): tmp_path / "sbatch"}
-    for (door, policy_lag), run in runs.items():
-        submit(cluster, *APART, "--policy-lag", policy_lag, "--on", door, "--site", site, "--run", run)
-    with login_node(cluster):
-        for (_, policy_lag), run in runs.items():
-            assert finish(cluster, run) == apart(policy_lag)
-            jobs = ",".join(jobs_of(run))
-            told = cluster.output("sacct", "-XnP", f"--jobs={jobs}", "--format=JobName,Partition,ReqTRES,State")
-            played = [line.split("|") for line in told.splitlines() if not line.startswith("tiny.guard")]
-            assert {(name.split("-")[0], partition, "gres/gpu=1" in asked) for name, partition, asked, _ in played} == {
-                ("tiny.rollout", "cpu", False),
-                ("tiny.advantage", "gpu", True),
-            }
-            # Two elements and an update for each iteration, and nothing twice.
-            assert [state for *_, state in played] == ["COMPLETED"] * 6
-    # With a lag the next rollouts need not wait for the update.
-    first, second = (
-        next(one.claim.dependency for one in tries(run, "rollout-000001") if one.number == 1) for run in runs.values()
-    )
-    assert first == (job_of(tmp_path / "slurm", "rollout-000000"), job_of(tmp_path / "slurm", "advantage-000000"))
-    assert second == (job_of(tmp_path / "sbatch", "rollout-000000"),)
-
-
-def test_a_chain_by_hand_where_jobs_may_not_submit(
-    cluster: DevCluster, tmp_path: Path, apart: Callable[[int], Bits]
-) -> None:
-    run, site = tmp_path / "run", tmp_path / "site.toml"
-    site.write_text(f"{SITE}[launch]\nsubmit_from_jobs = false\n")
-    submit(cluster, *APART, "--on", "sbatch", "--site", site, "--run", run)
-    cancelled = run_hpcrl("cancel", run, SLURM_CONF=cluster.environment["SLURM_CONF"])
+    lonely.write_text(f"{SITE}[launch]\nsubmit_from_jobs = false\n")
+    submit(cluster, *APART, "--on", "sbatch", "--site", lonely, "--run", folder / "chain")
+    cancelled = run_hpcrl("cancel", folder / "chain", SLURM_CONF=cluster.environment["SLURM_CONF"])
     assert cancelled.code == 0, cancelled.output
-    chain = edited("chain", tmp_path, RUN=str(run), ARRAYS='(--array=0-1 "")', LAST="1")
+    chain = edited("chain", folder, RUN=str(folder / "chain"), ARRAYS='(--array=0-1 "")', LAST="1")
     told = cluster.output("bash", chain).splitlines()
-    assert [line.partition(":")[0] for line in told] == [
+    for door, policy_lag in (("slurm", 0), ("sbatch", 1)):
+        words = ("--policy-lag", policy_lag, "--on", door, "--site", site, "--run", folder / f"apart-{door}")
+        submit(cluster, *APART, *words)
+    for door in ("slurm", "sbatch"):
+        submit(cluster, *CARTPOLE, "--ranks", 2, "--on", door, "--run", folder / f"cartpole-{door}")
+    loop = edited("loop", folder, RUN=str(folder / "cartpole-hand"), PYTHON=sys.executable)
+    by_hand = cluster.output("sbatch", "--parsable", loop, *CARTPOLE[1:])
+    done = run_hpcrl("run", *CARTPOLE, "--ranks", 2, "--on", "mpi", "--run", folder / "mpi")
+    assert done.code == 0, done.output
+    cluster.wait_for(lambda: cluster.output("squeue", "--noheader") == "", 180, "all runs to end")
+    yield Played(cluster, folder, by_hand, told)
+    cluster.tidy()
+
+
+def test_three_doors_give_the_bits_of_mpi(played: Played) -> None:
+    cluster, wanted = played.cluster, published_bits(played.folder / "mpi")
+    assert len(wanted) == 8  # rollout, advantage, update, evaluate of two iterations
+    assert cluster.job_state(played.by_hand) == "COMPLETED"
+    assert published_bits(played.folder / "cartpole-hand") == wanted
+    for door in ("slurm", "sbatch"):
+        run = played.folder / f"cartpole-{door}"
+        assert published_bits(run) == wanted, logs(run)
+        # One job played, the one behind it and the guard were not needed.
+        assert [cluster.job_state(job) for job in jobs_of(run)] == ["COMPLETED", "CANCELLED", "CANCELLED"]
+        assert cluster.job_field(jobs_of(run)[0], "NumTasks") == "2"
+
+
+@pytest.mark.parametrize(("door", "policy_lag"), [("slurm", 0), ("sbatch", 1)])
+def test_rollouts_on_cpus_and_updates_on_gpus(
+    door: str, policy_lag: int, played: Played, apart: Callable[[int], Bits]
+) -> None:
+    run = played.folder / f"apart-{door}"
+    assert published_bits(run) == apart(policy_lag), logs(run)
+    jobs = ",".join(jobs_of(run))
+    told = played.cluster.output("sacct", "-XnP", f"--jobs={jobs}", "--format=JobName,Partition,ReqTRES,State")
+    rows = [line.split("|") for line in told.splitlines() if not line.startswith("tiny.guard")]
+    assert {(name.split("-")[0], partition, "gres/gpu=1" in asked) for name, partition, asked, _ in rows} == {
+        ("tiny.rollout", "cpu", False),
+        ("tiny.advantage", "gpu", True),
+    }
+    # Two elements and an update for each iteration, and nothing twice.
+    assert [state for *_, state in rows] == ["COMPLETED"] * 6
+    # With a lag the next rollouts need not wait for the update.
+    (second,) = [one for one in tries(run, "rollout-000001") if one.number == 1]
+    before = ("rollout-000000", "advantage-000000") if policy_lag == 0 else ("rollout-000000",)
+    assert second.claim.dependency == tuple(job_of(run, unit) for unit in before)
+
+
+def test_a_chain_by_hand_where_jobs_may_not_submit(played: Played, apart: Callable[[int], Bits]) -> None:
+    run = played.folder / "chain"
+    assert [line.partition(":")[0] for line in played.chain] == [
         f"iteration {iteration} {segment}" for iteration in (0, 1) for segment in ("rollout", "advantage")
     ]
-    # It stays halted: no job of the chain submits another.
-    cluster.wait_for(lambda: cluster.output("squeue", "--noheader") == "", 90, "the chain to end")
-    assert Run(run).is_finished(), logs(run)
-    assert published_bits(run) == apart(0)
+    assert published_bits(run) == apart(0), logs(run)
+    assert Run(run).is_finished()
     by_hand = [one for found in Ledger(run).all_tries().values() for one in found if one.claim.door == "hand"]
-    assert {one.job for one in by_hand} <= {line.split()[-1] for line in told}
+    assert {one.job for one in by_hand} == {line.split()[-1] for line in played.chain}
+    assert len(by_hand) == 4
 
 
 def test_from_python(cluster: DevCluster, tmp_path: Path, apart: Callable[[int], Bits]) -> None:
@@ -216,7 +236,12 @@ def test_another_version_on_the_compute_node_halts_the_run(cluster: DevCluster, 
         hpcrl.launch.submit(tiny(num_iterations=1), site_for(orders.python), run=run, door="sbatch")
         with pytest.raises(InputError, match="halted") as halted:
             Run(run).wait(60, poll_seconds=0.2)
-        cluster.wait_for(lambda: jobs_in_queue(cluster, run) == [], 30, "the queue to be empty")
+        for job in jobs_of(run, "main-loop"):
+            cluster.wait_for_state(job, "FAILED", 30)
+        Ledger(run).go_on()  # without a person who submits it anew: the same follows
+        seen = look(run)
+    assert seen.rows == ["job says: refused", "job says: refused"]
+    assert "bad input (exit code 2)" in (seen.done.halted or "")
     reason = f"want hpcrl {hpcrl.__version__}, as where the run was submitted, given 0.0.9 on this node"
     assert reason in str(halted.value)
     first = (run / "logs" / f"main_{job_of(run, 'main-loop')}.out").read_text()

@@ -7,10 +7,11 @@ the run in the test's folder. On two idle cores it takes seven minutes.
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -66,6 +67,16 @@ def say(capsys: pytest.CaptureFixture[str], log_file: TextIO | None, tmp_path: P
                 print(line, flush=True)
 
         yield print_line
+
+
+@pytest.fixture(autouse=True)
+def _no_survivors(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A soak that failed leaves no process to the next one."""
+    yield
+    if "cluster" in request.fixturenames:
+        for pid in job_processes(request.getfixturevalue("cluster")):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
 
 @dataclass(frozen=True)

@@ -1,22 +1,104 @@
-"""The table of states on a real cluster: jobs that end, wait and are driven out in every way it can produce."""
+"""The table of states on a real cluster: where each row is tested, and what jobs alone can show without a run."""
 
 from __future__ import annotations
 
 import os
-import threading
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from hpcrl.scheduler import Action, SchedulerUnavailableError, Slurm, SubmissionRefusedError, reaction, situation
+from hpcrl.scheduler import STATES, Action, Slurm, SubmissionRefusedError, reaction, situation
 from hpcrl.scheduler.states import reaction_to_error
-from tests.slurm.dev_cluster import DevCluster
+from tests.slurm.dev_cluster import ROOT, DevCluster
 
 ME = os.geteuid()
 needs_root = pytest.mark.skipif(ME != 0, reason="only root is an administrator of the cluster it brings up")
 NOBODY = 65534
+
+ENDS = "slurm/test_ends.py::test_a_lost_job_is_submitted_again"
+MORE_TIME = "slurm/test_ends.py::test_a_job_that_got_nothing_done_gets_more_time_where_the_site_allows"
+WAITS = "slurm/test_waits.py::test_what_a_repair_does_about_a_job_that_waits"
+ELEMENT = "slurm/test_troubles.py::test_a_failed_element_alone_is_played_again"
+HELD = "slurm/test_troubles.py::test_a_job_that_slurm_holds_is_replaced_by_the_guard"
+UNKNOWN = "slurm/test_troubles.py::test_a_job_that_nobody_knows_is_submitted_again"
+NO_ACCOUNTING = "slurm/test_troubles.py::test_without_accounting"
+REFUSED = "slurm/test_states.py::test_a_refused_submission"
+ERRORS = "scheduler/test_states.py::test_errors_of_the_scheduler"
+MORE_MEMORY = "scheduler/test_states.py::test_more_memory_and_more_time_only_where_the_site_allows_them"
+RECORDED = "scheduler/test_states.py::test_jobs_that_the_cluster_cannot_produce"
+"""From what SLURM's documentation says, where no cluster on one machine can produce it."""
+
+TESTED = {
+    "manifest published": ELEMENT,
+    "job says: done": ELEMENT,
+    "job says: waiting": ELEMENT,
+    "job says: stopped": ENDS,
+    "job says: stopped, no progress": ENDS,
+    "job says: stopped, no progress, time may grow": MORE_TIME,
+    "job says: refused": "slurm/test_runs.py::test_another_version_on_the_compute_node_halts_the_run",
+    "job says: failed": ENDS,
+    "COMPLETED": ELEMENT,
+    "COMPLETED, manifest missing": ENDS,
+    "FAILED": ENDS,
+    "TIMEOUT": ENDS,
+    "TIMEOUT, no progress": ENDS,
+    "TIMEOUT, no progress, time may grow": MORE_TIME,
+    "OUT_OF_MEMORY": RECORDED,
+    "OUT_OF_MEMORY, memory may grow": MORE_MEMORY,
+    "PREEMPTED": ENDS,
+    "NODE_FAIL": ENDS,
+    "NODE_FAIL, no progress": ENDS,
+    "BOOT_FAIL": RECORDED,
+    "LAUNCH_FAILED": RECORDED,
+    "DEADLINE": "slurm/test_troubles.py::test_a_deadline_that_cannot_be_met_halts_the_run",
+    "CANCELLED (by you)": ENDS,
+    "CANCELLED (by somebody else)": "slurm/test_states.py::test_cancelled_by_an_administrator",
+    "CANCELLED (by whom is not known)": NO_ACCOUNTING,
+    "REVOKED": RECORDED,
+    "PENDING": WAITS,
+    "PENDING (BeginTime)": WAITS,
+    "PENDING (Dependency)": WAITS,
+    "PENDING (limit)": WAITS,
+    "PENDING (nodes away)": WAITS,
+    "PENDING (partition away)": WAITS,
+    "PENDING (held by you)": WAITS,
+    "PENDING (held by an administrator)": WAITS,
+    "PENDING (held after failed starts)": HELD,
+    "PENDING (DependencyNeverSatisfied)": WAITS,
+    "PENDING (cannot start)": WAITS,
+    "CONFIGURING": RECORDED,
+    "RUNNING": WAITS,
+    "COMPLETING": WAITS,
+    "RESIZING": RECORDED,
+    "SIGNALING": RECORDED,
+    "STAGE_OUT": RECORDED,
+    "SUSPENDED": WAITS,
+    "STOPPED": WAITS,
+    "REQUEUED": RECORDED,
+    "REQUEUE_FED": RECORDED,
+    "REQUEUE_HOLD": RECORDED,
+    "RESV_DEL_HOLD": RECORDED,
+    "SPECIAL_EXIT": WAITS,
+    "another state": RECORDED,
+    "submission refused": REFUSED,
+    "submission refused (submit limit)": REFUSED,
+    "submission refused (dependency)": ERRORS,
+    "controller down": "slurm/test_troubles.py::test_a_controller_that_is_silent_is_asked_again",
+    "unknown job": UNKNOWN,
+    "unknown job, progress": UNKNOWN,
+    "unknown job, accounting off": NO_ACCOUNTING,
+}
+"""Row of the table -> the test that has SLURM bring it about, and shows what follows."""
+
+
+def test_every_row_is_tested_in_one_place() -> None:
+    assert set(TESTED) == set(STATES)
+    for row, place in TESTED.items():
+        file, _, name = place.partition("::")
+        text = (ROOT / "tests" / file).read_text()
+        assert f"def {name}(" in text, row
+        # The other two are told by what follows from them.
+        assert f'"{row}"' in text or place in (ERRORS, MORE_MEMORY), row
 
 
 @pytest.fixture
@@ -46,111 +128,11 @@ def case(cluster: DevCluster) -> Case:
     return Case(cluster)
 
 
-@pytest.fixture
-def _partitions(cluster: DevCluster) -> Iterator[None]:
-    """Partitions are as they were afterwards."""
-    yield
-    cluster.output("scontrol", "update", "PartitionName=gpu", "State=UP", "MaxTime=1-00:00:00")
-
-
 def running(case: Case, *options: object) -> str:
     """A long job that has started."""
     job = case.cluster.submit("sleep 300", *options)
     case.cluster.wait_for_state(job, "RUNNING", 60)
     return job
-
-
-def test_ends_by_itself(case: Case) -> None:
-    submit = case.cluster.submit
-    well, failed, refused, stopped, killed = (
-        submit(script) for script in ("exit 0", "exit 7", "exit 2", "exit 85", "kill -9 $$")
-    )
-    case.expect(well, "COMPLETED, manifest missing", Action.RETRY)
-    case.expect(failed, "FAILED", Action.RETRY)
-    case.expect(refused, "job says: refused", Action.STOP)
-    case.expect(stopped, "job says: stopped, no progress", Action.RETRY)
-    case.expect(killed, "FAILED", Action.RETRY)
-    assert reaction(case.slurm.look([well])[well], is_published=True).action is Action.GO_ON
-
-
-def test_time_limit_and_deadline(case: Case) -> None:
-    late = case.cluster.submit("sleep 300", "--time=1")
-    too_late = case.cluster.submit("exit 0", "--time=1", "--begin=now+30", "--deadline=now+1minute")
-    case.expect(too_late, "DEADLINE", Action.STOP, seconds=60)
-    case.expect(late, "TIMEOUT, no progress", Action.RETRY, seconds=150)
-    job = case.slurm.look([late])[late]
-    assert not reaction(job, has_progressed=True).counts_as_failure
-    assert reaction(job, time_may_grow=True).action is Action.RETRY_WITH_MORE_TIME
-
-
-def test_a_failed_element_of_an_array(case: Case) -> None:
-    job = case.cluster.submit("exit $SLURM_ARRAY_TASK_ID", "--array=0-2,7")
-    case.expect(f"{job}_7", "FAILED", Action.RETRY)
-    case.expect(f"{job}_0", "COMPLETED, manifest missing", Action.RETRY)
-    case.expect(f"{job}_2", "job says: refused", Action.STOP)
-    assert set(case.slurm.look([job])) == {f"{job}_{element}" for element in (0, 1, 2, 7)}
-
-
-def test_waiting(case: Case) -> None:
-    submit = case.cluster.submit
-    first = running(case)
-    case.expect(submit("exit 0", f"--dependency=afterany:{first}"), "PENDING (Dependency)", Action.WAIT)
-    case.expect(submit("exit 0", "--begin=now+1hour"), "PENDING (BeginTime)", Action.WAIT)
-    throttled = submit("sleep 300", "--array=0-3%1")
-    case.expect(f"{throttled}_3", "PENDING (limit)", Action.WAIT)
-    failed = submit("exit 1")
-    case.expect(
-        submit("exit 0", f"--dependency=afterok:{failed}"), "PENDING (DependencyNeverSatisfied)", Action.REPLACE
-    )
-    case.expect(submit("exit 0", "--nodes=4", "--exclusive"), "PENDING", Action.WAIT)
-
-
-def test_held(case: Case) -> None:
-    held = case.cluster.submit("sleep 300", "--hold")
-    case.expect(held, "PENDING (held by you)", Action.REPORT)
-    case.slurm.release(held)
-    case.expect(held, "RUNNING", Action.WAIT)
-    case.cluster.output("scontrol", "requeuehold", held)
-    case.expect(held, "PENDING (held by you)", Action.REPORT)
-    case.slurm.release(held)
-    case.expect(held, "RUNNING", Action.WAIT, seconds=60)
-    case.cluster.output("scontrol", "requeuehold", "State=SpecialExit", held)
-    case.expect(held, "SPECIAL_EXIT", Action.REPORT)
-
-
-@needs_root
-def test_held_by_an_administrator(case: Case) -> None:
-    job = case.cluster.submit("exit 0", "--begin=now+1hour")
-    case.cluster.output("scontrol", "hold", job)
-    case.expect(job, "PENDING (held by an administrator)", Action.REPORT)
-
-
-@needs_root
-@pytest.mark.usefixtures("_partitions")
-def test_a_partition_that_closes_or_shrinks(case: Case) -> None:
-    cluster = case.cluster
-    job = cluster.submit("exit 0", "--partition=gpu", "--time=50", "--begin=now+1hour")
-    cluster.output("scontrol", "update", "PartitionName=gpu", "State=DOWN")
-    cluster.output("scontrol", "update", f"JobId={job}", "StartTime=now")
-    case.expect(job, "PENDING (partition away)", Action.REPORT)
-    cluster.output("scontrol", "update", "PartitionName=gpu", "State=UP", "MaxTime=5")
-    case.expect(job, "PENDING (cannot start)", Action.REPORT)
-
-
-def test_suspended(case: Case) -> None:
-    job = running(case)
-    case.cluster.output("scontrol", "suspend", job)
-    case.expect(job, "SUSPENDED", Action.REPORT)
-    case.cluster.output("scontrol", "resume", job)
-    case.expect(job, "RUNNING", Action.WAIT)
-
-
-def test_requeued(case: Case) -> None:
-    job = running(case)
-    case.slurm.requeue(job)
-    case.expect(job, "PENDING (BeginTime)", Action.WAIT)
-    case.expect(job, "RUNNING", Action.WAIT, seconds=60)
-    assert case.slurm.look([job])[job].restarts == 1
 
 
 def test_cancelled_while_it_waits_and_while_it_runs(case: Case) -> None:
@@ -178,72 +160,23 @@ def test_cancelled_by_an_administrator(case: Case) -> None:
     case.expect(job, "CANCELLED (by somebody else)", Action.RETRY, user=NOBODY)
 
 
-def test_preempted(case: Case) -> None:
-    stays_away = running(case, "--partition=cpu", "--exclusive", "--nodelist=n1", "--no-requeue")
-    comes_back = running(case, "--partition=cpu", "--exclusive", "--nodelist=n2")
-    for node in ("n1", "n2"):
-        case.cluster.submit("sleep 20", "--partition=urgent", "--exclusive", f"--nodelist={node}")
-    case.expect(stays_away, "PREEMPTED", Action.RETRY, seconds=60)
-    assert not reaction(case.slurm.look([stays_away])[stays_away]).counts_as_failure
-    case.cluster.wait_for(lambda: case.slurm.look([comes_back])[comes_back].restarts == 1, 60, "the requeue")
-    assert reaction(case.slurm.look([comes_back])[comes_back]).action is Action.WAIT
-
-
-def test_a_node_that_crashes(case: Case) -> None:
-    stays_away = running(case, "--nodelist=n3", "--no-requeue")
-    comes_back = running(case, "--nodelist=n4", "--no-kill=off")
-    case.cluster.crash_node(3)
-    case.cluster.crash_node(4)
-    case.expect(stays_away, "NODE_FAIL, no progress", Action.RETRY, seconds=120)
-    assert not reaction(case.slurm.look([stays_away])[stays_away], has_progressed=True).counts_as_failure
-    case.cluster.wait_for(lambda: case.slurm.look([comes_back])[comes_back].restarts == 1, 120, "the requeue")
-    assert reaction(case.slurm.look([comes_back])[comes_back]).action is Action.WAIT
-
-
-def test_a_job_that_nobody_knows(case: Case) -> None:
-    assert case.situation("999999") == "unknown job"
-    assert reaction(None).action is Action.RETRY
-    assert not case.slurm.accounting_is_off
-
-
 @pytest.mark.parametrize(
-    ("options", "kind", "action"),
+    ("options", "kind", "row"),
     [
-        (("--partition=nowhere",), "partition", Action.STOP),
-        (("--account=nobody-at-all",), "account", Action.STOP),
-        (("--qos=nothing",), "qos", Action.STOP),
-        (("--array=0-5000",), "array", Action.STOP),
-        (("--qos=few", "--array=0-9"), "limit", Action.WAIT),
+        (("--partition=nowhere",), "partition", "submission refused"),
+        (("--account=nobody-at-all",), "account", "submission refused"),
+        (("--qos=nothing",), "qos", "submission refused"),
+        (("--array=0-5000",), "array", "submission refused"),
+        (("--qos=few", "--array=0-9"), "limit", "submission refused (submit limit)"),
     ],
 )
-def test_a_refused_submission(
-    options: tuple[str, ...], kind: str, action: Action, slurm: Slurm, tmp_path: Path
-) -> None:
+def test_a_refused_submission(options: tuple[str, ...], kind: str, row: str, slurm: Slurm, tmp_path: Path) -> None:
     script = tmp_path / "job.sbatch"
     script.write_text("#!/bin/bash\n#SBATCH --output=/dev/null\n#SBATCH --time=5\nexit 0\n")
     with pytest.raises(SubmissionRefusedError) as refused:
         slurm.submit(script, options=options)
     assert refused.value.kind == kind
-    assert reaction_to_error(refused.value).action is action
-
-
-def test_a_controller_that_goes_and_comes(cluster: DevCluster, slurm: Slurm, tmp_path: Path) -> None:
-    script = tmp_path / "job.sbatch"
-    script.write_text("#!/bin/bash\n#SBATCH --output=/dev/null\n#SBATCH --time=5\n#SBATCH --comment=a-token\nexit 0\n")
-    cluster.stop_controller()
-    with pytest.raises(SchedulerUnavailableError) as silent:
-        slurm.queue()
-    assert reaction_to_error(silent.value).action is Action.WAIT
-    back = threading.Timer(4, cluster.start_controller)
-    back.start()
-    said: list[str] = []
-    began = time.monotonic()
-    patient = Slurm(cluster.environment, patience_seconds=60, say=said.append)
-    job = patient.submit(script, token="a-token")
-    back.join()
-    assert 3 < time.monotonic() - began < 60
-    assert len(said) <= 1  # sbatch itself may have waited long enough
-    assert [found.id for found in slurm.find_by_comment("a-token")] == [job]
+    assert reaction_to_error(refused.value) is STATES[row]
 
 
 def test_what_slurm_says_of_itself(slurm: Slurm) -> None:

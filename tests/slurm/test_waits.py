@@ -182,7 +182,7 @@ def test_what_a_repair_does_about_a_job_that_waits(wait: Wait, waiters: dict[str
     if wait.array == 1:
         assert seen.rows == [wait.row, "PENDING (Dependency)"]
     else:
-        assert seen.rows == ["RUNNING", wait.row, "PENDING (Dependency)", "PENDING (Dependency)"]  # advantage, guard
+        assert seen.rows == ["RUNNING", wait.row, "PENDING (Dependency)"]
     assert seen.standings[0].failures == []
     assert told == ([f"job {one.job}: {row.words}"] if row.action is Action.REPORT else [])
     if row.action is Action.REPLACE:

@@ -246,7 +246,7 @@ def _compare_update(
     manifest = run.stage(iteration, stage.name).manifest()
     losses: Mapping[str, object] = manifest.extra if manifest is not None else {}
     for name, value in output.facts.items():
-        if name == "seconds" or not isinstance(value, (int, float)):
+        if name in ("seconds", "num_iterations") or not isinstance(value, (int, float)):
             continue
         compared += 1
         if first is None and losses.get(name) != value:

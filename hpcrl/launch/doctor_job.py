@@ -175,7 +175,9 @@ def read_facts(log: Path, wanted: int, seconds: float) -> list[Mapping[str, Any]
 
 
 def last_words(log: Path) -> str:
-    """The last line in a log that is no facts, and if possible not srun's, which tells the end of what failed, not why.
+    """The last line in a log that is no facts, and if possible none that tells the end of what failed, not why.
+
+    Such are srun's ("task 0: Exited with exit code 2") and slurmstepd's ("*** STEP 7.0 ON n1 CANCELLED AT ... ***").
 
     Returns: the line; "" when there is none.
     """
@@ -184,5 +186,5 @@ def last_words(log: Path) -> str:
     except OSError:
         return ""
     told = [line.strip() for line in lines if line.strip() and MARK not in line]
-    causes = [line for line in told if not line.startswith("srun:")]
+    causes = [line for line in told if not line.startswith(("srun:", "slurmstepd: error: ***"))]
     return (causes or told or [""])[-1]

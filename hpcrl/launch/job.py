@@ -1,4 +1,7 @@
-"""One job from inside: repair first, then play this job's unit of work, then say how it ended."""
+"""One job from inside: repair first, then play this job's unit of work, then say how it ended.
+
+Where the queue was full, it repairs once more at its end.
+"""
 
 from __future__ import annotations
 
@@ -50,6 +53,8 @@ class Assignment:
     number: int
     element: int | None
     is_ready: bool
+    repairs_again: bool
+    """Whether the first repair found no room in the queue for what is missing."""
     scratch: str
     """launch.scratch of the site, its variables not expanded: they are each node's own."""
 
@@ -97,8 +102,9 @@ def _begin(path: Path, segment: str, iteration: int | None, number: int | None, 
     if number is None:
         number = _claim_by_hand(path, unit)
     element, count = _find_element(units, unit, first_element)
+    left_out = False
     if element in (None, _first_submitted(path, unit, number)):
-        _repair(case, Me(unit, my_job()))
+        left_out = _repair(case, Me(unit, my_job()))
     name = unit.name if element is None else f"{unit.name}_{element}"
     launch = Launch(
         run=path,
@@ -113,7 +119,15 @@ def _begin(path: Path, segment: str, iteration: int | None, number: int | None, 
             units.segment(unit).stages, iteration=unit.iteration, element=element or 0, num_elements=count, waits=False
         )
     return Assignment(
-        case.pipeline, launch, part, unit, number, element, units.is_ready(unit), case.site.launch.scratch
+        pipeline=case.pipeline,
+        launch=launch,
+        part=part,
+        unit=unit,
+        number=number,
+        element=element,
+        is_ready=units.is_ready(unit),
+        repairs_again=left_out,
+        scratch=case.site.launch.scratch,
     )
 
 
@@ -167,18 +181,31 @@ def _first_submitted(path: Path, unit: Unit, number: int) -> int | None:
     return min(elements[0]) if elements and elements[0] else None
 
 
-def _repair(case: Case, me: Me) -> None:
-    """A repair that cannot be done is told, and left to the next job: this one has work of its own."""
+def is_last_element(case: Case, unit: Unit, number: int, element: int | None) -> bool:
+    """Whether this was the last element of its array to be done, behind which there may be nothing in a full queue.
+
+    Two that end at the same time may both be told so; none is never told.
+    """
+    if element is None:
+        return False
+    submitted = [one.claim.elements for one in Ledger(case.run.path).tries(unit) if one.number == number]
+    left = Units(case.run, case.pipeline).unfinished_elements(unit) or ()
+    return not set(left) & set(submitted[0] or () if submitted else ())
+
+
+def _repair(case: Case, me: Me) -> bool:
+    """Repairs; returns whether the queue had no room for all. What cannot be done is told, and left to the next job."""
     if not case.site.launch.submit_from_jobs:
-        return
+        return False
     slurm = Slurm(patience_seconds=20.0, say=_say)
     try:
         done = Repair(case, open_door(case, slurm), slurm, me=me, say=_say).repair()
     except (InputError, SchedulerUnavailableError) as error:
         _say(f"repair: {error}")
-        return
+        return False
     for line in done.reports:
         _say(line)
+    return done.left_out
 
 
 def _play(path: Path, assignment: Assignment, comm: Collectives, stop: StopFlag) -> int:
@@ -194,6 +221,11 @@ def _play(path: Path, assignment: Assignment, comm: Collectives, stop: StopFlag)
     if comm.rank == 0:
         if code in (DONE, WAITING):
             last_words(code, "" if code == DONE else "its input was not there, or another job was at it")
+            case = open_case(path)
+            if assignment.repairs_again or is_last_element(
+                case, assignment.unit, assignment.number, assignment.element
+            ):
+                _repair(case, Me(assignment.unit, my_job()))
         if code == DONE:
             _finish(open_case(path))
     return DONE if code == WAITING else code

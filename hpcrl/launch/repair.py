@@ -50,6 +50,8 @@ class Repaired:
     """Jobs found queued or running."""
     halted: str | None = None
     """Why nothing is submitted any more."""
+    left_out: bool = False
+    """Whether the queue had no room for something that is missing."""
     reports: list[str] = dataclasses.field(default_factory=list)
     """What only a person can help with."""
 
@@ -67,8 +69,8 @@ class Repair:
         self._room: int | None = None
         self._last_number: dict[Unit, int] = {}
         """Of the tries that were there when it looked, and of its own."""
-        self._is_full = False
-        """Whether SLURM itself has said that this user has as many jobs as allowed."""
+        self._refused = sys.maxsize
+        """So many more jobs of this user SLURM itself does not take."""
 
     def repair(self) -> Repaired:
         """Submits what is missing.
@@ -166,8 +168,26 @@ class Repair:
         missing = tuple(element for element in missing if element not in standing.active_elements)
         ids: list[str] = []
         for chunk in self._chunks(missing):
-            ids += self._submit(unit, standing, dependency, elements=chunk)
+            ids += self._submit_elements(unit, standing, dependency, chunk)
         return ids
+
+    def _submit_elements(
+        self, unit: Unit, standing: Standing, dependency: Sequence[str], elements: tuple[int, ...]
+    ) -> list[str]:
+        """As many elements as the queue takes now; the others are submitted when these have ended."""
+        count = min(self._fitting(len(elements)), self._refused - 1)
+        self.done.left_out |= count < len(elements)
+        while count > 0:
+            ids = self._submit(unit, standing, dependency, elements=elements[:count])
+            if ids or count < self._refused:
+                return ids
+            count //= 2  # SLURM does not say how many it would have taken
+        return []
+
+    def _fitting(self, count: int) -> int:
+        """How many of an array's elements to try; where not all fit, one job less, so that one fits behind them."""
+        room = self._room_left()
+        return count if room is None or count <= room else max(room - 1, min(room, 1))
 
     def _chunks(self, elements: Sequence[int]) -> Iterable[tuple[int, ...]]:
         """Elements by the arrays they fit into: SLURM's index stays below MaxArraySize."""
@@ -192,9 +212,11 @@ class Repair:
         begin_minutes: int = 0,
     ) -> list[str]:
         """Claims the next try and submits it; [] when somebody else has claimed it or there is no room now."""
-        if self.done.halted is not None or self._is_full:
+        if self.done.halted is not None:
             return []
-        if not self._has_room(1 if elements is None else len(elements)):
+        count = 1 if elements is None else len(elements)
+        if count >= self._refused or not self._has_room(count):
+            self.done.left_out = True
             return []
         number = self._last_number[unit] + 1
         request = make_request(
@@ -227,6 +249,7 @@ class Repair:
         if job is None:
             return []
         self.ledger.record_job(unit, number, job)
+        self._refused -= count
         self.done.submitted.append(request)
         self.done.jobs.append(job)
         after = f" after {', '.join(dependency)}" if dependency else ""
@@ -246,7 +269,8 @@ class Repair:
             known = self._still_known(request.dependency) if action is Action.RETRY else request.dependency
             if known != request.dependency:
                 return self._hand_over(dataclasses.replace(request, dependency=known))
-            self._is_full |= action is Action.WAIT
+            if action is Action.WAIT:
+                self._refused, self.done.left_out = len(request.elements or (0,)), True
             if action is Action.WAIT or request.unit == GUARD:
                 self.say(f"{request.unit.name}: not submitted now: {error}")
                 # The try is over, so that the next repair does not take it for one that is being submitted.
@@ -262,17 +286,25 @@ class Repair:
         return tuple(id_ for id_ in ids if id_ in known)
 
     def _has_room(self, count: int) -> bool:
-        """Whether the site's limit lets so many more jobs of this user into the queue."""
-        limit = self.case.site.limits.max_jobs
-        if limit == 0:
+        """Whether the site's limit lets so many more jobs of this user into the queue; from now on they are in it."""
+        room = self._room_left()
+        if room is None:
             return True
-        if self._room is None:
-            self._room = limit - sum(not job.is_over for job in self.slurm.queue())
-        if self._room < count:
+        if room < count:
+            limit = self.case.site.limits.max_jobs
             self.say(f"limits.max_jobs = {limit}: {count} more do not fit; the next job submits them")
             return False
-        self._room -= count
+        self._room = room - count
         return True
+
+    def _room_left(self) -> int | None:
+        """How many more jobs of this user the site's limit lets into the queue; None: it has none."""
+        limit = self.case.site.limits.max_jobs
+        if limit == 0:
+            return None
+        if self._room is None:
+            self._room = max(limit - sum(not job.is_over for job in self.slurm.queue()), 0)
+        return self._room
 
     def _halt(self, reason: str) -> None:
         self.ledger.halt(reason)

@@ -181,6 +181,11 @@ def check_site(pipeline: Pipeline, site: Site, slurm: Slurm) -> None:
     if is_one_world(pipeline):
         ranks = {ONLY: world_size(pipeline) or next(iter(ranks.values()))}
     site.refuse_unknown_segments([*ranks, GUARD.segment])
+    if site.limits.max_jobs == 1 and site.launch.submit_from_jobs and not is_one_world(pipeline):
+        raise InputError(
+            "limits.max_jobs: want at least 2 for a pipeline of several segments (a job that runs submits the next), "
+            "given 1; raise it, or give all stages one mesh and play the run in one job"
+        )
     partitions = slurm.partitions()
     for name, count in ranks.items():
         refuse_impossible(

@@ -8,6 +8,7 @@ from importlib import resources
 from pathlib import Path
 
 import hpcrl
+from hpcrl.errors import InputError
 from hpcrl.report import markup
 from hpcrl.report.outcome import outcome_of
 from hpcrl.report.queue import find_scheduler
@@ -25,10 +26,13 @@ def write_report(path: Path, out: Path | None = None, tensorboard: Path | None =
         out: the file to write; None: RUN/report.html.
         tensorboard: also write TensorBoard files into this folder.
     Returns: the file written.
-    Raises: InputError when `path` holds no run, a disk is full or read-only; CorruptFileError naming a damaged file.
+    Raises: InputError when `path` holds no run, `out` is a folder, a disk is full or read-only; CorruptFileError naming
+        a damaged file.
     """
     record = RunRecord.read(Path(path), scheduler=find_scheduler(Path(path)))
     out = Path(path) / FILE_NAME if out is None else Path(out)
+    if out.is_dir():
+        raise InputError(f"--out: want a file to write, given the folder {out}; for example --out {out / FILE_NAME}")
     page = page_of(record)
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     with explain_write_errors(out):

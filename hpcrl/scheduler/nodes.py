@@ -144,10 +144,12 @@ def _problem(
         if asked > most_of_a_node:
             want = f"at most {most_of_a_node:g}{unit}, what one node has"
             return key, want, f"{asked:g}", "lower it or choose another partition"
-    room = sorted(_room(resources, launch, partition, cpus), reverse=True)[: resources.nodes]
+    # A script counts the GPUs of one node, and asks for one where the site file says no other number.
+    most_nodes = 1 if resources.nodes is None and resources.gpus_per_rank else resources.nodes
+    room = sorted(_room(resources, launch, partition, cpus), reverse=True)[:most_nodes]
     if ranks > sum(room):
-        nodes = f"{len(room)} nodes with room for {sum(room)} ranks"
-        return "nodes", nodes, f"{ranks} ranks", "ask for fewer ranks, or less for each"
+        nodes = f"{len(room)} node{'s' * (len(room) != 1)} with room for {sum(room)} ranks"
+        return "nodes", nodes, f"{ranks} ranks", "ask for fewer ranks, less for each, or more nodes"
     return None
 
 

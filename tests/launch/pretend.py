@@ -7,6 +7,7 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
+from hpcrl.launch.job import is_last_element
 from hpcrl.launch.papers import Case, Papers
 from hpcrl.launch.repair import Me, Repair, cancel_rest
 from hpcrl.launch.request import GUARD, Request
@@ -113,8 +114,9 @@ class Cluster:
         one.job = dataclasses.replace(one.job, state="RUNNING", started=0.0)
         unit, request = one.request.unit, one.request
         element = None if one.job.element is None else one.job.element + request.first_element
+        me, left_out = Me(unit, one.job.array_id or one.job.id), False
         if element is None or element == min(request.elements or (0,)):
-            self.repair(Me(unit, one.job.array_id or one.job.id))
+            left_out = self.repair(me).done.left_out
         units = Units(self.case.run, self.case.pipeline)
         if dies or outcome_code:
             self.end(one, "FAILED" if outcome_code else "NODE_FAIL", outcome_code or None)
@@ -125,6 +127,8 @@ class Cluster:
         ledger = Ledger(self.case.run.path)
         outcome = "done" if ready or unit == GUARD else "waiting"
         ledger.record_end(unit, request.number, element, End(outcome, "", one.job.id, 0, now()))  # type: ignore[arg-type]
+        if left_out or is_last_element(self.case, unit, request.number, element):
+            self.repair(me)
         self.end(one, "COMPLETED", 0)
         if Units(self.case.run, self.case.pipeline).is_finished():
             cancel_rest(self.case, self, but=one.job.array_id or one.job.id)  # type: ignore[arg-type]

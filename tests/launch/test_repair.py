@@ -193,6 +193,29 @@ def test_a_queue_that_is_full_is_filled_up_later(tmp_path: Path, seed: int, pipe
     assert len(set(cluster.played)) == len(cluster.played)
 
 
+@pytest.mark.parametrize("is_told", [False, True], ids=["refused", "max_jobs"])
+@pytest.mark.parametrize("most_jobs", [2, 3, 4, 6, 9])
+@pytest.mark.parametrize("lag", [0, 1])
+def test_an_array_longer_than_the_queue_comes_in_pieces(
+    tmp_path: Path, lag: int, most_jobs: int, is_told: bool
+) -> None:
+    """Whether the site file says the limit or SLURM refuses; no job is submitted beyond it."""
+    case = case_of(tmp_path / "run", apart(3, array=8, num_blocks=8, lag=lag), max_jobs=most_jobs if is_told else 0)
+    for seed in range(3):
+        cluster = Cluster(case_of(tmp_path / f"run-{seed}", case.pipeline), seed=seed, most_jobs=most_jobs)
+        cluster.case = dataclasses.replace(cluster.case, site=case.site)
+        assert cluster.repair().done.left_out
+        for _ in range(400):
+            # Nobody waits half an hour for a guard.
+            startable = [one for one in cluster.startable() if not one.request.begin_minutes]
+            if not startable:
+                break
+            cluster.play(cluster.random.choice(startable))
+            assert sum(not one.job.is_over for one in cluster.jobs.values()) <= most_jobs
+        assert is_finished(cluster), cluster.lines
+        assert len(set(cluster.played)) == len(cluster.played)
+
+
 def test_a_job_to_wait_for_that_the_cluster_has_forgotten_is_not_waited_for(tmp_path: Path) -> None:
     cluster = Cluster(case_of(tmp_path / "run", apart(1)))
     cluster.repair()

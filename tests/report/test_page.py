@@ -46,6 +46,12 @@ def cards(path: Path) -> dict[str, tuple[str, str]]:
     return {name: (value, remark) for name, value, remark in headline(RunRecord.read(path))}
 
 
+def test_a_folder_is_no_file_to_write(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"--out: want a file to write, given the folder .*; for example --out "):
+        write_report(run, out=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_page_stands_alone_and_is_well_formed(run: Path, tmp_path: Path) -> None:
     out = write_report(run, out=tmp_path / "deep" / "report.html")
     page = out.read_text()

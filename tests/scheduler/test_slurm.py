@@ -625,14 +625,23 @@ def refuse(resources: Resources, ranks: int = 4, partitions: list[Partition] = P
         (Resources(memory_gb_per_rank=65), 1, r"resources.memory_gb_per_rank: want at most 64 GiB"),
         (Resources(gpus_per_rank=1), 1, r"resources.gpus_per_rank: want at most 0 GPUs"),
         (Resources(cpus_per_rank=8), 5, r"resources.nodes: want 2 nodes with room for 4 ranks .*given 5 ranks"),
-        (Resources(cpus_per_rank=8, nodes=1), 3, r"want 1 nodes with room for 2 ranks"),
-        (Resources(partition="gpu", gpus_per_rank=2), 3, r"want 1 nodes with room for 2 ranks"),
+        (Resources(cpus_per_rank=8, nodes=1), 3, r"want 1 node with room for 2 ranks"),
+        (Resources(partition="gpu", gpus_per_rank=2), 3, r"want 1 node with room for 2 ranks"),
         (Resources(memory_gb_per_rank=40), 3, r"want 2 nodes with room for 2 ranks"),
     ],
 )
 def test_what_could_never_run_is_refused_before_it_waits(resources: Resources, ranks: int, words: str) -> None:
     with pytest.raises(InputError, match=words):
         refuse(resources, ranks)
+
+
+def test_gpus_without_a_number_of_nodes_are_those_of_one_node() -> None:
+    """As the scripts ask for them: --gres counts one node's, beside --nodes=1."""
+    two = [Partition("gpu", True, True, None, (NodeGroup(2, "idle", 8, 32 * 1024, "gpu:a100:4", ""),))]
+    refuse(Resources(gpus_per_rank=1, nodes=2), ranks=8, partitions=two)
+    refuse(Resources(gpus_per_rank=1), ranks=4, partitions=two)
+    with pytest.raises(InputError, match=r"want 1 node with room for 4 ranks .*given 5 ranks.*or more nodes"):
+        refuse(Resources(gpus_per_rank=1), ranks=5, partitions=two)
 
 
 def test_ranks_go_to_the_nodes_with_most_room() -> None:
@@ -642,7 +651,7 @@ def test_ranks_go_to_the_nodes_with_most_room() -> None:
         )
     ]
     refuse(Resources(nodes=1), ranks=8, partitions=mixed)
-    with pytest.raises(InputError, match="want 1 nodes with room for 8 ranks"):
+    with pytest.raises(InputError, match="want 1 node with room for 8 ranks"):
         refuse(Resources(nodes=1), ranks=9, partitions=mixed)
 
 

@@ -251,6 +251,7 @@ def test_a_job_starts_within_a_second(cluster: DevCluster, tmp_path: Path) -> No
     assert min(waits) < 1, waits
 
 
+@pytest.mark.soak
 def test_a_crashed_nodes_job_goes_on_elsewhere_and_the_old_one_may_still_write(
     cluster: DevCluster, tmp_path: Path
 ) -> None:
@@ -294,6 +295,7 @@ def test_a_node_that_comes_back_at_once_has_lost_its_job(cluster: DevCluster, tm
     assert cluster.job_field(job, "Restarts") == "1"
 
 
+@pytest.mark.soak
 def test_urgent_preempts_debug(cluster: DevCluster, tmp_path: Path) -> None:
     script = f"trap 'echo asked > {tmp_path}/asked' USR1; {BEATS.format(folder=tmp_path)}"
     job = cluster.submit(script, "--requeue", "--nodes=4", "--exclusive", "--signal=B:USR1@60", "--time=60")
@@ -348,6 +350,7 @@ def test_a_cluster_without_accounting_says_so(second: DevCluster) -> None:
     assert "Slurm accounting storage is disabled" in done.stderr
 
 
+@pytest.mark.soak
 def test_jobs_go_on_while_the_controller_is_down(cluster: DevCluster, tmp_path: Path) -> None:
     job = cluster.submit(f"touch {tmp_path}/began; sleep 3; touch {tmp_path}/ended")
     cluster.wait_for((tmp_path / "began").exists, 10)

@@ -179,6 +179,16 @@ def test_a_queue_that_takes_three_jobs_of_a_user(login: DevCluster, tmp_path: Pa
     assert finish(login, run) == apart
 
 
+def test_an_array_longer_than_the_queue_comes_in_pieces(login: DevCluster, tmp_path: Path, apart: Bits) -> None:
+    """Four elements where a user may have three jobs: two, then as many as fit beside those that still run."""
+    run, site = tmp_path / "run", site_for(sys.executable, Resources(qos="few"))
+    submit(meshes(num_iterations=2, play_world="play", array=4), site, run=run, door="sbatch")
+    first = tries(run, "rollout-000000")
+    assert [one.claim.elements for one in first] == [(0, 1, 2, 3), (0, 1)]
+    assert [one.job is None for one in first] == [True, False]
+    assert finish(login, run) == apart
+
+
 @pytest.mark.parametrize("asks", [{"account": "nobodys"}, {"qos": "nothing"}], ids=lambda asks: next(iter(asks)))
 def test_a_refused_submission_halts_the_run(login: DevCluster, tmp_path: Path, asks: dict[str, str]) -> None:
     (name,) = asks

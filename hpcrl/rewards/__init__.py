@@ -1,0 +1,1 @@
+"""Verifiers and reward functions: (prompts, responses, columns) to one number for each response."""

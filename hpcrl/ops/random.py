@@ -42,6 +42,8 @@ class Draw(IntEnum):
     """Seed of an evaluation episode."""
     EVALUATE_ACTION = 6
     """Actions of an evaluation."""
+    PROMPT = 8
+    """Problems of a text task, its demonstrations, and the order of its file in each pass."""
 
 
 def philox(seed: int, counters: npt.ArrayLike) -> WordArray:

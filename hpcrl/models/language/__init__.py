@@ -1,0 +1,5 @@
+"""One decoder for llama, qwen2, qwen3, mistral, gemma2 and gpt2. Importing a configuration imports no PyTorch."""
+
+from hpcrl.models.language.architecture import Architecture, Rope
+
+__all__ = ["Architecture", "Rope"]

@@ -1,0 +1,162 @@
+"""Causal attention over packed sequences: one function, three backends."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from hpcrl.errors import InputError
+from hpcrl.models.checks import check_member
+
+Backend = Literal["per_sequence", "varlen", "masked"]
+
+
+class PackedOffsets:
+    """Where each sequence of a packed batch begins, read from the device once and then known on the host.
+
+    Args:
+        offsets: i64[S + 1] or a list, from 0 to T, never falling; a sequence may be empty.
+    Raises:
+        InputError: not such offsets.
+    """
+
+    def __init__(self, offsets: Tensor | Sequence[int]) -> None:
+        values = [int(offset) for offset in (offsets.tolist() if isinstance(offsets, Tensor) else offsets)]
+        if not values or values[0] != 0 or any(a > b for a, b in itertools.pairwise(values)):
+            raise InputError(f"offsets: want integers from 0 that never fall, given {values[:8]}")
+        self.offsets = values
+        self.lengths = [b - a for a, b in itertools.pairwise(values)]
+        self.longest = max(self.lengths, default=0)
+        self.num_tokens = values[-1]
+        self._on_devices: dict[torch.device, Tensor] = {}
+
+    @classmethod
+    def of(cls, offsets: PackedOffsets | Tensor | Sequence[int]) -> PackedOffsets:
+        """As they are, or read."""
+        return offsets if isinstance(offsets, PackedOffsets) else cls(offsets)
+
+    def on(self, device: torch.device) -> Tensor:
+        """The offsets as i32[S + 1] on a device, copied there once."""
+        if device not in self._on_devices:
+            self._on_devices[device] = torch.tensor(self.offsets, dtype=torch.int32, device=device)
+        return self._on_devices[device]
+
+    def positions(self, device: torch.device) -> Tensor:
+        """i64[T]: each token's place in its sequence, from 0."""
+        lengths = torch.tensor(self.lengths, dtype=torch.int64)
+        starts = torch.repeat_interleave(torch.tensor(self.offsets[:-1], dtype=torch.int64), lengths)
+        return (torch.arange(self.num_tokens) - starts).to(device)
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    offsets: PackedOffsets | Tensor | Sequence[int],
+    *,
+    scale: float,
+    window: int | None = None,
+    soft_cap: float | None = None,
+    backend: Backend | None = None,
+) -> Tensor:
+    """softmax(cap(scale q k^T)) v within each sequence, [T, heads, d]; a query sees keys up to its own position.
+
+    Query head h uses key and value head h // (heads / kv_heads).  Backends:
+
+    - per_sequence: PyTorch's fused attention, one call per sequence; no soft cap, no window below the longest sequence.
+    - varlen: `torch.nn.attention.varlen`, one call for all sequences; CUDA, bf16 or f16, no soft cap.  Not run on a GPU
+      yet.
+    - masked: the scores as matrices, one sequence at a time; the reference, takes everything.
+
+    Args:
+        q: [T, heads, d].  k, v: [T, kv_heads, d].
+        offsets: i64[S + 1]; pass a PackedOffsets to all layers, so that the device is asked once per batch.
+        window: keys a query sees, its own included; None: all before it.
+        soft_cap: scores become soft_cap tanh(scores / soft_cap).
+        backend: default: per_sequence on the CPU and varlen on CUDA where they can, else masked.
+    Raises:
+        InputError: shapes that do not fit, or a backend that cannot do what is asked.
+    """
+    packed = PackedOffsets.of(offsets)
+    if not len(q) == len(k) == len(v) == packed.num_tokens or q.shape[1] % k.shape[1] or k.shape != v.shape:
+        raise InputError(
+            f"attention: want q [T, heads, d], k and v [T, kv_heads, d] with T = {packed.num_tokens} (= offsets[-1]) "
+            f"and heads a multiple of kv_heads, given {list(q.shape)}, {list(k.shape)}, {list(v.shape)}"
+        )
+    if window is not None and window >= packed.longest:
+        window = None
+    chosen = _default_backend(q, window, soft_cap) if backend is None else backend
+    check_member("attention backend", chosen, ("per_sequence", "varlen", "masked"))
+    if chosen != "masked" and (problem := _problem(chosen, q, window, soft_cap)) is not None:
+        raise InputError(f"attention backend {chosen!r}: {problem}; use backend='masked'")
+    if packed.num_tokens == 0:
+        return q
+    if chosen == "varlen":
+        return _varlen(q, k, v, packed, scale, window)
+    # `split` is one operation with one backward; a slice per sequence would write a whole gradient for each.
+    parts = zip(*(torch.split(tensor, packed.lengths) for tensor in (q, k, v)), strict=True)
+    if chosen == "per_sequence":
+        return torch.cat([_fused(*part, scale=scale) for part in parts])
+    return torch.cat([_masked(*part, scale=scale, window=window, soft_cap=soft_cap) for part in parts])
+
+
+def _default_backend(q: Tensor, window: int | None, soft_cap: float | None) -> Backend:
+    preferred: Backend = "varlen" if q.is_cuda else "per_sequence"
+    return preferred if _problem(preferred, q, window, soft_cap) is None else "masked"
+
+
+def _problem(backend: Backend, q: Tensor, window: int | None, soft_cap: float | None) -> str | None:
+    """Why a fused backend cannot do it."""
+    if soft_cap is not None:
+        return "has no soft cap"
+    if backend == "per_sequence" and window is not None:
+        return f"has no window (= {window}) shorter than the longest sequence"
+    if backend == "varlen" and not q.is_cuda:
+        return f"wants a CUDA device, given {q.device.type}"
+    if backend == "varlen" and q.dtype not in (torch.bfloat16, torch.float16):
+        return f"wants bfloat16 or float16, given {q.dtype}"
+    return None
+
+
+def _fused(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
+    if len(q) == 0:
+        return q
+    q, k, v = (tensor.transpose(0, 1).unsqueeze(0) for tensor in (q, k, v))
+    grouped = q.shape[1] != k.shape[1]
+    attended = scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=grouped)
+    return attended.squeeze(0).transpose(0, 1)
+
+
+def _masked(q: Tensor, k: Tensor, v: Tensor, *, scale: float, window: int | None, soft_cap: float | None) -> Tensor:
+    length, heads, _ = q.shape
+    k, v = (tensor.repeat_interleave(heads // tensor.shape[1], dim=1) for tensor in (k, v))
+    scores = torch.einsum("qhd,khd->hqk", q, k) * scale
+    if soft_cap is not None:
+        scores = soft_cap * torch.tanh(scores / soft_cap)
+    distance = torch.arange(length, device=q.device)[:, None] - torch.arange(length, device=q.device)[None, :]
+    hidden = distance < 0
+    if window is not None:
+        hidden |= distance >= window
+    scores = scores.masked_fill(hidden, -torch.inf)
+    weights = torch.softmax(scores if scores.dtype == torch.float64 else scores.float(), dim=-1).to(v.dtype)
+    return torch.einsum("hqk,khd->qhd", weights, v)
+
+
+def _varlen(q: Tensor, k: Tensor, v: Tensor, packed: PackedOffsets, scale: float, window: int | None) -> Tensor:
+    from torch.nn.attention.varlen import varlen_attn
+
+    offsets = packed.on(q.device)
+    # (left, right) neighbours besides the token itself; (-1, 0) is causal without a window.
+    neighbours = (-1 if window is None else window - 1, 0)
+    grouped = q.shape[1] != k.shape[1]
+    attended = varlen_attn(
+        q, k, v, offsets, offsets, packed.longest, packed.longest,
+        scale=scale, window_size=neighbours, enable_gqa=grouped,
+    )  # fmt: skip
+    assert isinstance(attended, Tensor), "return_aux alone gives more"
+    return attended

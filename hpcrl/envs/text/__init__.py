@@ -7,11 +7,20 @@ from hpcrl.envs.text.arithmetic import (
     MultiDigitMultiplication,
     WordProblems,
 )
+from hpcrl.envs.text.file_task import FileTask
+from hpcrl.envs.text.gsm8k import Gsm8k, Gsm8kSolutions
+from hpcrl.envs.text.hh import HhPairs
+from hpcrl.envs.text.jsonl import JsonLines
 from hpcrl.envs.text.task import Conversation, Message, Problem, TextTask
 
 __all__ = [
     "ArithmeticTask",
     "Conversation",
+    "FileTask",
+    "Gsm8k",
+    "Gsm8kSolutions",
+    "HhPairs",
+    "JsonLines",
     "Message",
     "ModularSums",
     "MultiDigitAddition",

@@ -18,11 +18,12 @@ Float32 = npt.NDArray[np.float32]
 class FlatParameters:
     """Moves a module's parameters into one f32 buffer; they, and their gradients, become views of it.
 
-    An optimiser then needs a handful of operations however many tensors there are, the reduction tree sums one array,
-    and neighbours of equal shape can be seen as one stacked tensor (`stack`).
+    A module in f64 gets an f64 buffer, for tests: the types say f32.  An optimiser then needs a handful of operations however
+    many tensors there are, the reduction tree sums one array, and neighbours of equal shape can be seen as one stacked
+    tensor (`stack`).
 
     Args:
-        module: its parameters are moved, values kept; all must be f32 and on one device.
+        module: its parameters are moved, values kept; all must be f32, or all f64, and on one device.
         order: parameter names in the order of the buffer; default: the module's own.
     """
 
@@ -36,8 +37,10 @@ class FlatParameters:
         self.slices = {name: slice(int(ends[i]), int(ends[i + 1])) for i, name in enumerate(self.names)}
         with torch.no_grad():
             self.values: Tensor = torch.cat([parameters[name].detach().reshape(-1) for name in self.names])
-        if self.values.dtype != torch.float32:
-            raise InputError(f"parameters: want float32, given {self.values.dtype}; convert the module with .float()")
+        dtypes = {parameter.dtype for parameter in parameters.values()}
+        if len(dtypes) != 1 or not dtypes <= {torch.float32, torch.float64}:
+            given = ", ".join(sorted(map(str, dtypes)))
+            raise InputError(f"parameters: want all float32 or all float64, given {given}; convert with .float()")
         self.gradients: Tensor = torch.zeros_like(self.values)
         for name, parameter in parameters.items():
             parameter.data = self.view(self.values, name)

@@ -174,6 +174,7 @@ class Decoder(nn.Module):
         heads: "language" gives `logits`, "value" gives `values`.
         dtype: of parameters and arithmetic: float32, float64 or bfloat16 (norms and softmax in float32).
         value_bias: the value head has a bias, as transformers' token classification has; a reward model has none.
+        device: where the parameters are; "meta" for names and shapes alone.
     """
 
     def __init__(
@@ -183,6 +184,7 @@ class Decoder(nn.Module):
         heads: Sequence[Head] = ("language",),
         dtype: torch.dtype = torch.float32,
         value_bias: bool = False,
+        device: torch.device | str = "cpu",
     ) -> None:
         super().__init__()
         if tuple(heads) not in (("language",), ("language", "value"), ("value",)):
@@ -201,7 +203,7 @@ class Decoder(nn.Module):
                 Linear(architecture.hidden_size, architecture.vocab_size, bias=False) if has_own_head else None
             )
             self.score = Linear(architecture.hidden_size, 1, bias=value_bias) if "value" in heads else None
-        self.to(dtype).to_empty(device="cpu")
+        self.to(dtype).to_empty(device=device)
         # As the parameters' dtype holds it.
         self._embedding_multiplier = float(torch.tensor(architecture.embedding_multiplier, dtype=dtype))
 

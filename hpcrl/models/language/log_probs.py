@@ -1,0 +1,88 @@
+"""Log-probabilities and entropies of given tokens, chunk by chunk: the logits of a long batch never exist whole."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
+
+from hpcrl.errors import InputError
+from hpcrl.models.language.decoder import Decoder
+
+
+def token_log_probs(
+    decoder: Decoder, hidden: Tensor, targets: Tensor, *, temperature: float = 1.0, chunk_rows: int = 512
+) -> tuple[Tensor, Tensor]:
+    """log p(target) and the entropy of p = softmax(logits / temperature), row by row, with gradients.
+
+    At most `chunk_rows` rows of logits exist at a time; backward computes them again, one chunk and its gradient at a
+    time.
+    Args:
+        decoder: with a language head; its soft cap is applied before the temperature.
+        hidden: [N, hidden], after the final norm.
+        targets: i64[N], token ids.
+        temperature: > 0.
+        chunk_rows: >= 1; bounds memory at about 3 x chunk_rows x vocabulary numbers.
+    Returns:
+        log_probs and entropies in nats, f32[N] each (f64 for an f64 decoder).
+    Raises:
+        InputError: lengths, temperature or chunk_rows out of range.
+    """
+    if hidden.shape[:1] != targets.shape:
+        raise InputError(f"targets: want one per row of hidden (= {len(hidden)}), given {list(targets.shape)}")
+    if not 0 < temperature < float("inf"):
+        raise InputError(f"temperature: want a number > 0, given {temperature}; for greedy decoding score at 1")
+    if chunk_rows < 1:
+        raise InputError(f"chunk_rows: want >= 1, given {chunk_rows}")
+
+    def score(rows: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        return score_logits(decoder.logits(rows) / temperature, tokens)
+
+    chunks = list(zip(hidden.split(chunk_rows), targets.split(chunk_rows), strict=True))  # type: ignore[no-untyped-call]
+    # Nothing is drawn, so no generator's state need be kept.
+    scored = [checkpoint(score, *chunk, use_reentrant=False, preserve_rng_state=False) for chunk in chunks]
+    return torch.cat([log_probs for log_probs, _ in scored]), torch.cat([entropies for _, entropies in scored])
+
+
+def score_logits(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """log softmax(logits)[target] and entropies, [N] each, of logits [N, vocabulary] and targets i64[N]."""
+    scored: tuple[Tensor, Tensor] = _ScoreLogits.apply(logits, targets)  # type: ignore[no-untyped-call]
+    return scored
+
+
+class _ScoreLogits(torch.autograd.Function):
+    """With l = log softmax(z), p = exp(l), H = -sum p l:  d l_t / d z_j = [j = t] - p_j,  d H / d z_j = -p_j (l_j + H).
+
+    By hand, because autograd would keep the logits four times over.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        log_normalizers = torch.logsumexp(logits, dim=-1, keepdim=True)
+        log_probs = (logits.gather(1, targets.unsqueeze(1)) - log_normalizers).squeeze(1)
+        all_log_probs = _finite(logits - log_normalizers)
+        entropies = -all_log_probs.exp().mul_(all_log_probs).sum(-1)
+        ctx.save_for_backward(logits, targets, log_normalizers, entropies)
+        return log_probs, entropies
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, log_probs_gradient: Tensor, entropies_gradient: Tensor) -> tuple[Tensor, None]:
+        logits, targets, log_normalizers, entropies = ctx.saved_tensors
+        gradient = _finite(logits - log_normalizers)
+        probs = gradient.exp()
+        # -p (g_l + g_H (l + H)), in the memory of l.
+        gradient += entropies.unsqueeze(1)
+        gradient *= entropies_gradient.unsqueeze(1)
+        gradient += log_probs_gradient.unsqueeze(1)
+        gradient *= probs.neg_()
+        gradient.scatter_add_(1, targets.unsqueeze(1), log_probs_gradient.unsqueeze(1))
+        return gradient, None
+
+
+def _finite(log_probs: Tensor) -> Tensor:
+    """For tokens that a mask excluded: their probability is 0, and so must be 0 times this, which -inf would spoil."""
+    return log_probs.clamp_(min=-1e4)

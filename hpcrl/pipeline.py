@@ -11,7 +11,7 @@ from hpcrl.data import Mesh
 from hpcrl.data.configuration import near_names, to_plain
 from hpcrl.errors import InputError
 from hpcrl.models import ModelConfig
-from hpcrl.stages import Advantage, Evaluate, Rollout, Stage, Update
+from hpcrl.stages import Advantage, Evaluate, Evaluation, Rollout, Stage, Update
 from hpcrl.store.retention import Keep
 
 MAIN = "main"
@@ -125,6 +125,11 @@ class Pipeline:
     def find(self, kind: type[Stage]) -> Stage | None:
         """The first stage of a kind, or None."""
         return next((stage for stage in self.stages if isinstance(stage, kind)), None)
+
+    @property
+    def is_text(self) -> bool:
+        """Whether its models read text instead of an environment's observations."""
+        return any(stage.is_text for stage in self.stages)
 
     @property
     def rollout(self) -> Rollout | None:
@@ -281,7 +286,6 @@ def refuse_changes(changed: Mapping[str, tuple[Any, Any]], run: str) -> None:
         )
 
 
-def evaluation(pipeline: Pipeline) -> Evaluate | None:
+def evaluation(pipeline: Pipeline) -> Evaluation | None:
     """The stage that can stop the run, if any."""
-    stage = pipeline.find(Evaluate)
-    return stage if isinstance(stage, Evaluate) else None
+    return next((stage for stage in pipeline.stages if isinstance(stage, Evaluation)), None)

@@ -19,8 +19,9 @@ from hpcrl.errors import InputError
 from hpcrl.pipeline import Pipeline
 from hpcrl.residents import Residents
 from hpcrl.runner.handoff import Handoff, Source, offline_source, read_block
-from hpcrl.runner.position import checkpoint_of
+from hpcrl.runner.position import INITIAL, checkpoint_of, read_published
 from hpcrl.runner.stored import stored_description, stored_pipeline
+from hpcrl.segments import Need, training_before
 from hpcrl.stages import Advantage, Environments, Stage, StageContext, Update
 from hpcrl.store.checkpoint import Checkpoint, read_checkpoint
 from hpcrl.store.layout import shard_name
@@ -109,11 +110,12 @@ def _can_replay(run: RunFolder, pipeline: Pipeline, iteration: int, index: int) 
         return run.stage(iteration, stage.name).manifest() is not None
     if checkpoint_of(run.stage(iteration, stage.name)) is None:
         return False
-    return iteration == 0 or checkpoint_of(run.stage(iteration - 1, stage.name)) is not None
+    before = training_before(pipeline, stage, iteration)
+    return before is None or checkpoint_of(run.stage(before.iteration, before.stage)) is not None
 
 
 def _sources(run: RunFolder, pipeline: Pipeline, iteration: int, index: int) -> list[Source]:
-    writing = [stage for stage in pipeline.stages[:index] if stage.writes]
+    writing = [stage for stage in pipeline.stages[:index] if stage.writes and stage.due(iteration)]
     sources = [Source(run, iteration, stage.name) for stage in writing]
     if pipeline.inputs is not None:
         sources.insert(0, offline_source(Path(pipeline.inputs), run.pipeline()["input_iterations"], iteration))
@@ -128,30 +130,23 @@ def _replay_stage(run: RunFolder, pipeline: Pipeline, iteration: int, index: int
     output = _Captured()
     context = _context(run, pipeline, iteration, index, output)
     if isinstance(stage, Update):
-        _load_before(run, stage, iteration, context.residents)
+        _load_before(run, pipeline, stage, iteration, context.residents)
     stage.run(context)
     if isinstance(stage, Update):
-        stored = _read(run, stage, iteration)
+        stored = read_published(run, Need(iteration, stage.name))
         return _compare_update(run, stage, iteration, context.residents, stored, output)
     return _compare_blocks(run, stage, iteration, output)
 
 
-def _load_before(run: RunFolder, stage: Stage, iteration: int, residents: Residents) -> None:
-    if iteration > 0:
-        checkpoint = _read(run, stage, iteration - 1)
-    elif (run.path / "initial").is_dir():
-        checkpoint = read_checkpoint(run.path / "initial")
+def _load_before(run: RunFolder, pipeline: Pipeline, stage: Stage, iteration: int, residents: Residents) -> None:
+    before = training_before(pipeline, stage, iteration)
+    if before is not None:
+        checkpoint = read_published(run, before)
+    elif (run.path / INITIAL).is_dir():
+        checkpoint = read_checkpoint(run.path / INITIAL)
     else:
         return  # the initial weights follow from the seed
     residents.load(checkpoint.roles, checkpoint.state)
-
-
-def _read(run: RunFolder, stage: Stage, iteration: int) -> Checkpoint:
-    folder = run.stage(iteration, stage.name)
-    manifest, path = folder.manifest(), checkpoint_of(folder)
-    assert manifest is not None  # _can_replay saw both
-    assert path is not None
-    return read_checkpoint(path, [record for record in manifest.files if "/checkpoint/" in record.name])
 
 
 def _context(run: RunFolder, pipeline: Pipeline, iteration: int, index: int, output: _Captured) -> StageContext:
@@ -166,7 +161,7 @@ def _context(run: RunFolder, pipeline: Pipeline, iteration: int, index: int, out
         num_blocks=pipeline.num_blocks,
         comm=comm,
         tree=TreeSum(comm, pipeline.num_blocks),
-        residents=Residents(pipeline.models, description.observation_space, description.action_space, pipeline.seed),
+        residents=Residents(pipeline.models, description, pipeline.seed),
         environments=Environments(),
         output=output,
         inputs=lambda block: handoff.fields(sources, block),
@@ -238,7 +233,8 @@ def _compare_update(
     run: RunFolder, stage: Stage, iteration: int, residents: Residents, stored: Checkpoint, output: _Captured
 ) -> Comparison:
     compared, first = 0, None
-    recomputed = residents.tensors()
+    assert stage.trains is not None  # an update
+    recomputed = residents.get(stage.trains).tensors()
     for group, arrays in stored.roles.items():
         for name, array in arrays.items():
             compared += array.size

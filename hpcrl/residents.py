@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy.typing as npt
 
-from hpcrl.envs import Space
+from hpcrl.envs import EnvDescription
 from hpcrl.errors import InputError
-from hpcrl.models import ModelConfig
+from hpcrl.models import Model, ModelConfig
 
 if TYPE_CHECKING:
     from hpcrl.algorithms.adam import FlatAdam
@@ -25,13 +25,34 @@ class Resident:
     """One role's live network; `version` counts the updates it has had."""
 
     role: str
-    model: ActorCritic
+    model: Model
     version: int = 0
     optimizer: FlatAdam | None = None
     _stored_optimizer: Mapping[str, Array] | None = None
 
-    def ready_to_train(self, make_optimizer: Callable[[ActorCritic], FlatAdam]) -> FlatAdam:
-        """The optimiser, made at the first update, with the stored state where there is one."""
+    trainer: str | None = None
+    """The stage whose optimiser this is."""
+
+    @property
+    def actor_critic(self) -> ActorCritic:
+        """The network, where it plays environments.
+
+        Raises: InputError for a model of text.
+        """
+        from hpcrl.models.actor_critic import ActorCritic
+
+        if not isinstance(self.model, ActorCritic):
+            raise InputError(f"model '{self.role}': want Mlp(...) or Cnn(...), which play environments, given text's")
+        return self.model
+
+    def ready_to_train(self, trainer: str, make_optimizer: Callable[[Model], FlatAdam]) -> FlatAdam:
+        """The optimiser, made at a stage's first update, with the stored state where there is one.
+
+        A stage that trains a role after another one begins with moments of its own.
+        """
+        if self.trainer not in (None, trainer):
+            self.optimizer = self._stored_optimizer = None
+        self.trainer = trainer
         if self.optimizer is None:
             self.optimizer = make_optimizer(self.model)
             if self._stored_optimizer is not None:
@@ -47,7 +68,11 @@ class Resident:
             groups[self.role + _OPTIMIZER] = dict(self._stored_optimizer)
         return groups
 
-    def load(self, groups: Mapping[str, Mapping[str, Array]], version: int) -> None:
+    def state(self) -> dict[str, object]:
+        """What goes beside the tensors."""
+        return {"versions": {self.role: self.version}, "trainers": {self.role: self.trainer}}
+
+    def load(self, groups: Mapping[str, Mapping[str, Array]], version: int, trainer: str | None) -> None:
         """Takes what `tensors` gave.
 
         Raises: InputError when the groups lack this role, or its arrays have other names or shapes.
@@ -56,19 +81,19 @@ class Resident:
             raise InputError(f"checkpoint: want the role '{self.role}', given {', '.join(groups) or 'none'}")
         self.model.load_arrays(groups[self.role])
         self._stored_optimizer = groups.get(self.role + _OPTIMIZER)
+        if self.trainer != trainer:
+            self.optimizer = None
         if self.optimizer is not None and self._stored_optimizer is not None:
             self.optimizer.load_arrays(self._stored_optimizer)
-        self.version = version
+        self.version, self.trainer = version, trainer
 
 
 class Residents:
     """The live networks of this rank, each built at its first use from its configuration and the run's seed."""
 
-    def __init__(
-        self, models: Mapping[str, ModelConfig], observation_space: Space, action_space: Space, seed: int
-    ) -> None:
+    def __init__(self, models: Mapping[str, ModelConfig], description: EnvDescription | None, seed: int) -> None:
         self._models, self._seed = dict(models), seed
-        self._observation_space, self._action_space = observation_space, action_space
+        self._description = description
         self._live: dict[str, Resident] = {}
 
     def get(self, role: str) -> Resident:
@@ -83,19 +108,15 @@ class Residents:
 
             # Roles draw their initial weights from keys of their own, in the order in which the pipeline names them.
             seed = episode_seed(self._seed, list(self._models).index(role), 0, Draw.INITIALIZE)
-            model = self._models[role].build(self._observation_space, self._action_space, seed=seed)
+            seen = self._description
+            model = self._models[role].build(
+                None if seen is None else seen.observation_space, None if seen is None else seen.action_space, seed=seed
+            )
             self._live[role] = Resident(role, model)
         return self._live[role]
 
-    def tensors(self) -> dict[str, dict[str, Array]]:
-        """Everything that learning moves, of every live role, copied."""
-        return {name: group for resident in self._live.values() for name, group in resident.tensors().items()}
-
-    def state(self) -> dict[str, object]:
-        """What goes beside the tensors: the version of each live role."""
-        return {"versions": {role: resident.version for role, resident in self._live.items()}}
-
     def load(self, groups: Mapping[str, Mapping[str, Array]], state: Mapping[str, object]) -> None:
-        """Takes a checkpoint: the tensors and the state that stood beside them."""
+        """Takes a checkpoint of one or more roles: the tensors and the state that stood beside them."""
+        trainers = cast(Mapping[str, str | None], state.get("trainers", {}))
         for role, version in cast(Mapping[str, int], state["versions"]).items():
-            self.get(role).load(groups, version)
+            self.get(role).load(groups, version, trainers.get(role))

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 
 from hpcrl.data import Mesh
 from hpcrl.pipeline import Pipeline
-from hpcrl.stages import Evaluate, Rollout, Stage
+from hpcrl.stages import Evaluation, Rollout, Stage
 
 ONLY = "main"
 """Name of the segment that holds a whole pipeline."""
@@ -69,29 +69,39 @@ def segment_of(pipeline: Pipeline) -> Mapping[str, Segment]:
     return {name: segment for segment in segments(pipeline) for name in segment.stages}
 
 
-def trainer_of(pipeline: Pipeline, role: str | None) -> Stage | None:
-    """The last stage that trains a role; None when nothing does."""
-    return next((stage for stage in reversed(pipeline.stages) if role is not None and stage.trains == role), None)
+def trainers_of(pipeline: Pipeline, role: str | None) -> tuple[Stage, ...]:
+    """The stages that train a role, in order."""
+    return tuple(stage for stage in pipeline.stages if role is not None and stage.trains == role)
+
+
+def newest_training(pipeline: Pipeline, role: str, iteration: int) -> Need | None:
+    """The last training of a role up to and with an iteration; None: it has its initial weights."""
+    trainers = trainers_of(pipeline, role)
+    for at in range(iteration if trainers else -1, -1, -1):
+        for stage in reversed(trainers):
+            if stage.due(at):
+                return Need(at, stage.name)
+    return None
 
 
 def policy_update(pipeline: Pipeline, stage: Stage, iteration: int) -> Need | None:
     """The update whose weights a stage reads in an iteration.
 
-    None: it reads no trained role, or the initial weights. A rollout acts `policy_lag` updates late; a stage behind the
-    trainer reads what it has just left.
+    None: it reads no trained role, or the initial weights. What acts does so `policy_lag` updates late; a stage behind
+    a trainer reads what it has just left.
     """
-    trainer = trainer_of(pipeline, stage.role)
-    if trainer is None or stage.trains is not None:
+    if stage.role is None or stage.trains == stage.role:
         return None
-    order = list(pipeline.stages)
-    behind = order.index(stage) > order.index(trainer)
-    at = iteration if behind else iteration - 1 - pipeline.policy_lag
-    return Need(at, trainer.name) if at >= 0 else None
+    before = pipeline.stages[: list(pipeline.stages).index(stage)]
+    just_trained = [other for other in before if other.trains == stage.role and other.due(iteration)]
+    if just_trained:
+        return Need(iteration, just_trained[-1].name)
+    return newest_training(pipeline, stage.role, iteration - 1 - (pipeline.policy_lag if stage.acts else 0))
 
 
 def needs(pipeline: Pipeline, stage: Stage, iteration: int) -> tuple[Need, ...]:
     """Everything that must be published before a stage of an iteration starts, wherever it is played."""
-    found = {*_fields(pipeline, stage, iteration), *_own(stage, iteration), *stops(pipeline, stage, iteration)}
+    found = {*_fields(pipeline, stage, iteration), *_own(pipeline, stage, iteration), *stops(pipeline, stage, iteration)}
     update = policy_update(pipeline, stage, iteration)
     return tuple(sorted(found if update is None else {*found, update}))
 
@@ -103,10 +113,24 @@ def _fields(pipeline: Pipeline, stage: Stage, iteration: int) -> Iterator[Need]:
             yield Need(iteration, earlier.name)
 
 
-def _own(stage: Stage, iteration: int) -> Iterator[Need]:
-    """Its own previous iteration: a rollout's lanes, a trainer's optimiser."""
-    if iteration > 0 and (isinstance(stage, Rollout) or stage.trains is not None):
+def _own(pipeline: Pipeline, stage: Stage, iteration: int) -> Iterator[Need]:
+    """What it goes on from: a rollout's lanes, a trainer's weights and optimiser."""
+    if iteration > 0 and isinstance(stage, Rollout):
         yield Need(iteration - 1, stage.name)
+    before = training_before(pipeline, stage, iteration)
+    if before is not None:
+        yield before
+
+
+def training_before(pipeline: Pipeline, stage: Stage, iteration: int) -> Need | None:
+    """The training of a role that a stage which trains it goes on from; None: it begins with the initial weights."""
+    if stage.trains is None:
+        return None
+    before = pipeline.stages[: list(pipeline.stages).index(stage)]
+    just_trained = [other for other in before if other.trains == stage.trains and other.due(iteration)]
+    if just_trained:
+        return Need(iteration, just_trained[-1].name)
+    return newest_training(pipeline, stage.trains, iteration - 1)
 
 
 def stops(pipeline: Pipeline, stage: Stage, iteration: int) -> Iterator[Need]:
@@ -118,7 +142,7 @@ def stops(pipeline: Pipeline, stage: Stage, iteration: int) -> Iterator[Need]:
     trained = [index for index, other in enumerate(pipeline.stages) if other.trains is not None]
     ahead = pipeline.policy_lag if trained and list(pipeline.stages).index(stage) < trained[0] else 0
     for other in pipeline.stages:
-        if isinstance(other, Evaluate) and other.stop_when is not None:
+        if isinstance(other, Evaluation) and other.stop_when is not None:
             newest = next((at for at in reversed(range(iteration - ahead)) if other.due(at)), None)
             if newest is not None:
                 yield Need(newest, other.name)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from hpcrl.algorithms.adam import FlatAdam
+    from hpcrl.models import Model
     from hpcrl.models.actor_critic import ActorCritic
 
 Float64 = npt.NDArray[np.float64]
@@ -133,7 +134,7 @@ class PPO:
         """The clip range after a share `progress` in [0, 1] of the run."""
         return self.clip_range * scheduled_share(self.clip_range_schedule, progress)
 
-    def build_optimizer(self, model: ActorCritic) -> FlatAdam:
+    def build_optimizer(self, model: Model) -> FlatAdam:
         """Adam over the model's flat buffer; a model moved to another device or copied needs a new one."""
         from hpcrl.algorithms.adam import FlatAdam
 

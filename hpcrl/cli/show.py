@@ -39,7 +39,7 @@ def show_command(options: argparse.Namespace, rest: Sequence[str]) -> int:
     return 0
 
 
-def show_text(pipeline: Pipeline, description: EnvDescription, file: str) -> str:
+def show_text(pipeline: Pipeline, description: EnvDescription | None, file: str) -> str:
     """All of it, in lines."""
     batch = batch_of(pipeline, description)
     stage_lines = [line for stage in pipeline.stages for line in _stage(stage, pipeline, description, batch)]
@@ -71,13 +71,13 @@ def show_text(pipeline: Pipeline, description: EnvDescription, file: str) -> str
     )
 
 
-def _stage(stage: Stage, pipeline: Pipeline, description: EnvDescription, batch: Batch | None) -> Iterator[str]:
+def _stage(stage: Stage, pipeline: Pipeline, description: EnvDescription | None, batch: Batch | None) -> Iterator[str]:
     every = getattr(stage, "every", 1)
     marks = [f"drives {stage.role}"] if stage.role is not None else []
     marks += [f"trains {stage.trains}"] if stage.trains is not None else []
     marks += [f"every {every} iterations"] if every > 1 else []
     yield f"  {stage.name:<12} {type(stage).__name__}" + (f": {', '.join(marks)}" if marks else "")
-    if stage is pipeline.rollout:
+    if stage is pipeline.rollout and description is not None:
         yield f"    plays      {_environment(pipeline, description)}"
     if isinstance(stage, Evaluate) and stage.stop_when is not None:
         rule = stage.stop_when
@@ -153,7 +153,7 @@ def _range(noun: str, first: int, last: int) -> str:
     return f"{noun} {first}" if first == last else f"{noun}s {first} to {last}"
 
 
-def _disk(pipeline: Pipeline, description: EnvDescription, batch: Batch | None, checkpoint_bytes: int) -> Iterator[str]:
+def _disk(pipeline: Pipeline, description: EnvDescription | None, batch: Batch | None, checkpoint_bytes: int) -> Iterator[str]:
     total = 0
     if batch is not None:
         per_iteration = sum(batch.bytes(fields_of(stage, description)) for stage in pipeline.stages)

@@ -55,17 +55,17 @@ class Batch:
         return sum(self.rows(field) * field.row_bytes for field in fields)
 
 
-def batch_of(pipeline: Pipeline, description: EnvDescription) -> Batch | None:
+def batch_of(pipeline: Pipeline, description: EnvDescription | None) -> Batch | None:
     """The rows of one iteration, at least; None where rollouts come from another run."""
     rollout = pipeline.rollout
-    if rollout is None:
+    if rollout is None or description is None:
         return None
     return Batch(rollout.num_envs * rollout.num_steps, rollout.num_envs, description.frame_stack)
 
 
-def fields_of(stage: Stage, description: EnvDescription) -> list[Field]:
+def fields_of(stage: Stage, description: EnvDescription | None) -> list[Field]:
     """The fields that a stage adds to the shards, with their shapes in these spaces."""
-    if isinstance(stage, Rollout):
+    if isinstance(stage, Rollout) and description is not None:
         return _rollout_fields(description)
     return [Field(name, PER_STEP, (), "float32") for name in stage.writes]
 
@@ -109,11 +109,11 @@ class RoleSize:
     """Of its tensors in a checkpoint, the optimiser's included where a stage trains it."""
 
 
-def role_sizes(pipeline: Pipeline, description: EnvDescription) -> list[RoleSize]:
+def role_sizes(pipeline: Pipeline, description: EnvDescription | None) -> list[RoleSize]:
     """Builds every role's network on the CPU and counts. Raises: InputError when one does not fit the spaces."""
     from hpcrl.residents import Residents
 
-    residents = Residents(pipeline.models, description.observation_space, description.action_space, pipeline.seed)
+    residents = Residents(pipeline.models, description, pipeline.seed)
     return [_role_size(residents, pipeline, role) for role in pipeline.models]
 
 
@@ -121,7 +121,7 @@ def _role_size(residents: Residents, pipeline: Pipeline, role: str) -> RoleSize:
     resident = residents.get(role)
     for stage in pipeline.stages:
         if isinstance(stage, Update) and stage.trains == role:
-            resident.ready_to_train(stage.algorithm.build_optimizer)
-    parameters = sum(parameter.numel() for parameter in resident.model.parameters())
+            resident.ready_to_train(stage.name, stage.algorithm.build_optimizer)
+    parameters = resident.model.flat.size
     size = sum(array.nbytes for group in resident.tensors().values() for array in group.values())
     return RoleSize(role, parameters, size)

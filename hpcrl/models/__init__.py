@@ -2,6 +2,6 @@
 
 from hpcrl.models.cnn import Cnn
 from hpcrl.models.mlp import Mlp
-from hpcrl.models.policy import ModelConfig, Policy
+from hpcrl.models.policy import Model, ModelConfig, Policy
 
-__all__ = ["Cnn", "Mlp", "ModelConfig", "Policy"]
+__all__ = ["Cnn", "Mlp", "Model", "ModelConfig", "Policy"]

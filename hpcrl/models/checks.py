@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from hpcrl.errors import InputError
+
+if TYPE_CHECKING:
+    from hpcrl.envs import Space
 
 
 def check_hidden(name: str, hidden: Sequence[object]) -> None:
@@ -29,3 +33,10 @@ def check_build(seed: object) -> None:
     """A seed that a generator takes."""
     if not isinstance(seed, int) or not 0 <= seed < 2**64:
         raise InputError(f"seed: want an integer in [0, 2**64), given {seed!r}")
+
+
+def check_spaces(name: str, observation_space: Space | None, action_space: Space | None) -> tuple[Space, Space]:
+    """The spaces of an environment, which a pipeline of text does not have."""
+    if observation_space is None or action_space is None:
+        raise InputError(f"{name}: want an environment to observe, given a pipeline of text; use LanguageModel(...)")
+    return observation_space, action_space

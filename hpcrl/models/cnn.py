@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from hpcrl.models.checks import check_build, check_heads, check_hidden, check_member
+from hpcrl.models.checks import check_build, check_heads, check_hidden, check_member, check_spaces
 
 if TYPE_CHECKING:
     from hpcrl.envs import Space
@@ -35,7 +35,7 @@ class Cnn:
         check_heads("Cnn.heads", self.heads)
         check_member("Cnn.inference_autocast", self.inference_autocast, (None, "bf16"))
 
-    def build(self, observation_space: Space, action_space: Space, *, seed: int) -> ActorCritic:
+    def build(self, observation_space: Space | None, action_space: Space | None, *, seed: int) -> ActorCritic:
         """A network for these spaces; its bits depend on the arguments alone, not on any global generator.
 
         Raises InputError for a space it cannot read or act in.
@@ -48,6 +48,7 @@ class Cnn:
         from hpcrl.models.observations import ImageObservations, image_shape
 
         check_build(seed)
+        observation_space, action_space = check_spaces("Cnn", observation_space, action_space)
         image = image_shape(observation_space)
         distribution = action_distribution(action_space, initial_log_std=self.initial_log_std)
         network = CnnNetwork(image, self.hidden, distribution.num_outputs, self.shared)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from hpcrl.models.checks import check_build, check_heads, check_hidden, check_member
+from hpcrl.models.checks import check_build, check_heads, check_hidden, check_member, check_spaces
 
 if TYPE_CHECKING:
     from hpcrl.envs import Space
@@ -40,7 +40,7 @@ class Mlp:
         check_heads("Mlp.heads", self.heads)
         check_member("Mlp.activation", self.activation, ("tanh", "relu", "elu", "silu", "gelu"))
 
-    def build(self, observation_space: Space, action_space: Space, *, seed: int) -> ActorCritic:
+    def build(self, observation_space: Space | None, action_space: Space | None, *, seed: int) -> ActorCritic:
         """A network for these spaces; its bits depend on the arguments alone, not on any global generator.
 
         Raises InputError for a space it cannot read or act in.
@@ -53,6 +53,7 @@ class Mlp:
         from hpcrl.models.observations import flat_observations
 
         check_build(seed)
+        observation_space, action_space = check_spaces("Mlp", observation_space, action_space)
         encoder = flat_observations(observation_space, normalize=self.normalize_observations)
         distribution = action_distribution(action_space, initial_log_std=self.initial_log_std)
         network = MlpNetwork(encoder.size, self.hidden, distribution.num_outputs, self.activation, self.shared)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy.typing as npt
 
 if TYPE_CHECKING:
     from hpcrl.envs import Space
-    from hpcrl.models.actor_critic import ActorCritic
+    from hpcrl.models.parameters import FlatParameters
 
 Array = npt.NDArray[Any]
 Float32 = npt.NDArray[np.float32]
@@ -35,8 +36,22 @@ class Policy(Protocol):
         """V(s), f32[rows]; a row's bits do not depend on the other rows."""
 
 
+class Model(Protocol):
+    """A network that rests in checkpoints: what all kinds have in common."""
+
+    @property
+    def flat(self) -> FlatParameters:
+        """Its parameters and their gradients, one buffer each."""
+
+    def arrays(self) -> dict[str, Array]:
+        """Everything that learning moves, by name, copied."""
+
+    def load_arrays(self, arrays: Mapping[str, Array]) -> None:
+        """Takes what `arrays()` gave; refuses other names or shapes and then changes nothing."""
+
+
 class ModelConfig(Protocol):
     """A frozen dataclass that describes a network and builds it."""
 
-    def build(self, observation_space: Space, action_space: Space, *, seed: int) -> ActorCritic:
-        """The network; its bits depend on the arguments alone."""
+    def build(self, observation_space: Space | None, action_space: Space | None, *, seed: int) -> Model:
+        """The network; its bits depend on the arguments alone. The spaces are None in a pipeline of text."""

@@ -17,10 +17,9 @@ import numpy.typing as npt
 from hpcrl.data import Trajectories
 from hpcrl.envs import VectorEnv, make_env
 from hpcrl.errors import InputError
-from hpcrl.pipeline import evaluation
 from hpcrl.report.record import RunRecord
 from hpcrl.report.wording import number_text, plural
-from hpcrl.stages import Rollout
+from hpcrl.stages import Evaluate, Rollout
 from hpcrl.store.checkpoint import read_checkpoint
 from hpcrl.store.layout import iteration_name
 from hpcrl.store.manifest import Manifest
@@ -207,8 +206,8 @@ def _play(record: RunRecord, environment: VectorEnv, model: Any, steps_to_draw: 
 
 def _is_greedy(record: RunRecord) -> bool:
     """As the run's own evaluation acts; greedy where it has none."""
-    stage = evaluation(record.pipeline)
-    return stage.greedy if stage is not None else True
+    stage = record.pipeline.find(Evaluate)
+    return stage.greedy if isinstance(stage, Evaluate) else True
 
 
 @contextlib.contextmanager

@@ -8,37 +8,44 @@ from pathlib import Path
 from typing import Any
 
 from hpcrl.errors import InputError
-from hpcrl.store.checkpoint import read_checkpoint, write_checkpoint
-from hpcrl.store.manifest import FileRecord
+from hpcrl.pipeline import Pipeline
+from hpcrl.runner.position import INITIAL, RoleCheckpoint, newest_checkpoint, read_published, trained_roles
+from hpcrl.runner.stored import stored_pipeline
+from hpcrl.segments import newest_training
+from hpcrl.store.checkpoint import write_checkpoint
 from hpcrl.store.run_folder import RunFolder
-from hpcrl.store.stage_folder import StageFolder
 
-INITIAL = "initial"
-"""Folder of the checkpoint that a branch starts from."""
-
-
-def branch_source(branch_from: str) -> tuple[str, int, StageFolder, list[FileRecord]]:
-    """Run, iteration, stage folder and file records of the checkpoint that RUN@ITERATION names."""
+def branch_source(branch_from: str) -> tuple[str, int, list[RoleCheckpoint]]:
+    """Run, iteration and the roles' checkpoints that RUN@ITERATION names."""
     source, _, number = branch_from.rpartition("@")
     if not source or not number.isdecimal():
         raise InputError(
             f"--from: want RUN@ITERATION, for example runs/ppo-cartpole@17, given {branch_from!r}; name both"
         )
     run = RunFolder.open(Path(source))
-    folder = run.stage(int(number), "update")
-    manifest = folder.manifest()
-    if manifest is None or not manifest.holds_checkpoint:
-        kept = [str(iteration) for iteration in run.iterations() if _holds_checkpoint(run.stage(iteration, "update"))]
+    pipeline = stored_pipeline(run.pipeline())
+    checkpoints = _checkpoints_at(run, pipeline, int(number))
+    if not checkpoints:
+        kept = [str(iteration) for iteration in run.iterations() if _checkpoints_at(run, pipeline, iteration)]
         raise InputError(
             f"--from {branch_from}: want an iteration whose checkpoint is kept, given one without; kept: "
             f"{', '.join(kept) or 'none'}"
         )
-    return source, int(number), folder, [record for record in manifest.files if "/checkpoint/" in record.name]
+    return source, int(number), checkpoints
 
 
-def _holds_checkpoint(folder: StageFolder) -> bool:
-    manifest = folder.manifest()
-    return manifest is not None and manifest.holds_checkpoint
+def _checkpoints_at(run: RunFolder, pipeline: Pipeline, iteration: int) -> list[RoleCheckpoint]:
+    """The checkpoints of all roles as they stood after an iteration; [] where one of them is not there."""
+    found = []
+    for role in trained_roles(pipeline) if iteration in run.iterations() else ():
+        training = newest_training(pipeline, role, iteration)
+        checkpoint = newest_checkpoint(run, pipeline, role, iteration)
+        if training is None:
+            continue
+        if checkpoint is None or checkpoint.need != training:
+            return []
+        found.append(checkpoint)
+    return found
 
 
 def refuse_another_branch(path: Path, stored: Mapping[str, Any], branch_from: str) -> None:
@@ -54,10 +61,12 @@ def refuse_another_branch(path: Path, stored: Mapping[str, Any], branch_from: st
 
 def make_branch(path: Path, document: dict[str, Any], branch_from: str) -> RunFolder:
     """A new run whose initial checkpoint is a published one of another run."""
-    source, iteration, folder, records = branch_source(branch_from)
-    checkpoint = read_checkpoint((folder.path / records[0].name).parent, records)
-    versions = dict.fromkeys(checkpoint.state["versions"], 0)
+    source, iteration, found = branch_source(branch_from)
+    checkpoints = [read_published(RunFolder.open(Path(source)), checkpoint.need) for checkpoint in found]
+    roles = {name: group for checkpoint in checkpoints for name, group in checkpoint.roles.items()}
+    state = {key: value for checkpoint in checkpoints for key, value in checkpoint.state.items()}
+    versions = {role: 0 for checkpoint in checkpoints for role in checkpoint.state["versions"]}
     if (path / INITIAL).exists():
         shutil.rmtree(path / INITIAL)  # of a start that was killed before it published pipeline.json
-    write_checkpoint(path / INITIAL, checkpoint.roles, {**checkpoint.state, "versions": versions})
+    write_checkpoint(path / INITIAL, roles, {**state, "versions": versions})
     return RunFolder.create(path, {**document, "branched_from": {"run": source, "iteration": iteration}})

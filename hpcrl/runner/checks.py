@@ -7,32 +7,36 @@ from pathlib import Path
 from hpcrl.data.configuration import differences
 from hpcrl.envs import EnvDescription, describe_env
 from hpcrl.errors import InputError
-from hpcrl.pipeline import Pipeline, evaluation, refuse_changes
+from hpcrl.pipeline import Pipeline, refuse_changes
 from hpcrl.residents import Residents
-from hpcrl.runner.branch import INITIAL, branch_source, refuse_another_branch
+from hpcrl.runner.branch import branch_source, refuse_another_branch
 from hpcrl.runner.handoff import kept_rollouts
-from hpcrl.runner.position import refuse_growth_before_redone
+from hpcrl.runner.position import INITIAL, refuse_growth_before_redone
 from hpcrl.runner.prepare import Launch
 from hpcrl.runner.stored import stored_description, stored_pipeline
+from hpcrl.stages import Evaluate
 from hpcrl.store.run_folder import RunFolder
 
 
-def check_pipeline(pipeline: Pipeline) -> EnvDescription:
+def check_pipeline(pipeline: Pipeline) -> EnvDescription | None:
     """What only the outside can tell: the environment exists, the model fits its spaces, the inputs are there.
 
+    Returns: the environment's spaces; None for a pipeline of text.
     Raises: InputError; nothing is written.
     """
+    if pipeline.is_text and pipeline.inputs is None:
+        return None
     if pipeline.rollout is None and pipeline.inputs is None:
         raise InputError("Pipeline: want a Rollout stage or inputs=RUN, given neither; add one of them")
     description = _check_inputs(pipeline) if pipeline.rollout is None else pipeline.rollout.describe()
-    evaluate = evaluation(pipeline)
-    if evaluate is not None and (evaluate.env, evaluate.env_options) != (None, None):
+    evaluate = pipeline.find(Evaluate)
+    if description is not None and isinstance(evaluate, Evaluate) and (evaluate.env, evaluate.env_options) != (None, None):
         env, options = evaluate.played(pipeline.rollout)
         _check_same_spaces(env, describe_env(env, options), description)
     return description
 
 
-def _check_inputs(pipeline: Pipeline) -> EnvDescription:
+def _check_inputs(pipeline: Pipeline) -> EnvDescription | None:
     """The spaces of the run that offline training reads, if its rollouts can be read block by block."""
     run = RunFolder.open(Path(str(pipeline.inputs)))
     document = run.pipeline()
@@ -54,7 +58,7 @@ def _check_same_spaces(env: str, given: EnvDescription, wanted: EnvDescription) 
             )
 
 
-def check_resumable(pipeline: Pipeline, launch: Launch) -> EnvDescription:
+def check_resumable(pipeline: Pipeline, launch: Launch) -> EnvDescription | None:
     """Everything about the input that can be refused, found out without writing anything.
 
     Raises: InputError.
@@ -78,12 +82,12 @@ def check_resumable(pipeline: Pipeline, launch: Launch) -> EnvDescription:
     return description
 
 
-def check_models(pipeline: Pipeline, description: EnvDescription) -> None:
+def check_models(pipeline: Pipeline, description: EnvDescription | None) -> None:
     """Whether every model fits the environment's spaces; builds them, so this is for a rank, which has PyTorch loaded.
 
     Raises: InputError; nothing is written.
     """
-    residents = Residents(pipeline.models, description.observation_space, description.action_space, pipeline.seed)
+    residents = Residents(pipeline.models, description, pipeline.seed)
     for role in pipeline.models:
         residents.get(role)
 

@@ -19,8 +19,17 @@ from hpcrl.runner.handoff import Handoff, Source, merge_facts, offline_source
 from hpcrl.runner.output import StageOutput
 from hpcrl.runner.part import Part, whole
 from hpcrl.runner.policy import Weights
-from hpcrl.runner.position import Position, checkpoint_of, load_checkpoint, previous_facts, previous_scores
+from hpcrl.runner.position import (
+    Position,
+    RoleCheckpoint,
+    load_checkpoints,
+    newest_checkpoint,
+    previous_facts,
+    previous_scores,
+    trained_roles,
+)
 from hpcrl.runner.prepare import Launch, Prepared
+from hpcrl.segments import newest_training
 from hpcrl.signals import DONE, REQUEUE, StopFlag
 from hpcrl.stages import Environments, Stage, StageContext, StageInterruptedError
 from hpcrl.store.machine import machine_facts
@@ -59,12 +68,7 @@ class Loop:
         self.tree = TreeSum(comm, self.pipeline.num_blocks)
         self.handoff = Handoff(launch.handoff, self.run.path)
         self.environments = Environments()
-        self.residents = Residents(
-            self.pipeline.models,
-            self.description.observation_space,
-            self.description.action_space,
-            self.pipeline.seed,
-        )
+        self.residents = Residents(self.pipeline.models, self.description, self.pipeline.seed)
         self.weights = Weights(self.run, self.pipeline, self.description, self.part, self.residents)
         self._trains = any(self.part.plays(stage.name) for stage in self.pipeline.stages if stage.trains is not None)
         quiet = launch.quiet or comm.rank != 0 or not self._keeps_house
@@ -117,9 +121,9 @@ class Loop:
         torch.set_num_threads(self.pipeline.compute_threads)
         # Looking up library versions takes a while the first time; not while the first shard is written.
         machine_facts(self.pipeline.compute_threads)
-        trained = [stage.name for stage in self.pipeline.stages if stage.trains is not None]
-        if self.position.checkpoint_path is not None and self._trains:
-            checkpoint = load_checkpoint(self.run, self.position, trained[-1])
+        mine = {stage.trains for stage in self.pipeline.stages if self.part.plays(stage.name)}
+        standing = [checkpoint for role, checkpoint in self.position.checkpoints.items() if role in mine]
+        for checkpoint in load_checkpoints(self.run, standing) if self._trains else ():
             self.residents.load(checkpoint.roles, checkpoint.state)
 
     def _iteration(self, iteration: int) -> Passage:
@@ -144,9 +148,8 @@ class Loop:
 
     def _is_done(self, stage: Stage, iteration: int) -> bool:
         """Published before this launch, and for a training stage also part of what was loaded."""
-        if (iteration, stage.name) not in self.position.done:
-            return False
-        return stage.trains is None or iteration <= self.position.checkpoint_iteration
+        published = self.position.done if stage.trains is None else self.position.trained
+        return (iteration, stage.name) in published
 
     def _run_stage(self, index: int, stage: Stage, iteration: int) -> None:
         output = self._output(index, stage, iteration)
@@ -179,7 +182,8 @@ class Loop:
             residents=self.residents,
             num_blocks=self.pipeline.num_blocks,
             finished=self.position.finished_blocks.get((iteration, stage.name), frozenset()),
-            with_checkpoint=self._has_checkpoint(iteration),
+            trained=stage.trains,
+            with_checkpoint=stage.trains is not None and self._has_checkpoint(stage, iteration),
             scratch=self.launch.scratch,
             attributes={
                 "stage": stage.name,
@@ -228,7 +232,7 @@ class Loop:
         sources = []
         if self.pipeline.inputs is not None:
             sources = [offline_source(Path(self.pipeline.inputs), self.input_iterations, iteration)]
-        writing = [stage for stage in self.pipeline.stages[:index] if stage.writes]
+        writing = [stage for stage in self.pipeline.stages[:index] if stage.writes and stage.due(iteration)]
         return [*sources, *(Source(self.run, iteration, stage.name) for stage in writing)]
 
     def _previous_lanes(self, stage: Stage, iteration: int, block: int) -> Trajectories | None:
@@ -275,14 +279,26 @@ class Loop:
         for folder in [folder for iteration in iterations for folder in self.run.stages(iteration)]:
             if folder.is_done():
                 folder.remove_leftovers()
-        before = range(iterations.stop - 1, -1, -1)
-        newest = next((iteration for iteration in before if self._left_checkpoint(iteration)), 0)
+        standing = {
+            role: newest_checkpoint(self.run, self.pipeline, role, iterations.stop - 1)
+            for role in trained_roles(self.pipeline)
+        }
+        # A role that is trained no more does not hold the others back.
+        newest = min(
+            (
+                0 if checkpoint is None else checkpoint.iteration
+                for role, checkpoint in standing.items()
+                if self._is_trained_since(role, checkpoint, iterations.stop - 1)
+            ),
+            default=0,
+        )
         # Other loops may still read what the oldest unfinished stage needs: a lagging policy, an evaluation on its own.
         while self._oldest_unfinished < newest and self._is_finished(self._oldest_unfinished):
             self._oldest_unfinished += 1
         oldest = max(0, min(newest, self._oldest_unfinished) - self.pipeline.policy_lag)
         unsettled = range(oldest, max(iterations.stop, self.position.newest_iteration + 1) + self.pipeline.policy_lag)
         needed = {(iteration, stage.name) for iteration in unsettled for stage in self.pipeline.stages}
+        needed |= {(found.iteration, found.stage) for found in standing.values() if found is not None}
         self.retention.apply(needed, previous_scores(self.run) if scores is None else scores)
 
     def _is_finished(self, iteration: int) -> bool:
@@ -290,17 +306,16 @@ class Loop:
             self.run.stage(iteration, stage.name).is_done() for stage in self.pipeline.stages if stage.due(iteration)
         )
 
-    def _left_checkpoint(self, iteration: int) -> bool:
-        """Whether a checkpoint is there: an earlier launch may have had another `checkpoint_every`."""
-        return any(
-            checkpoint_of(self.run.stage(iteration, stage.name)) is not None
-            for stage in self.pipeline.stages
-            if stage.trains is not None
-        )
+    def _is_trained_since(self, role: str, checkpoint: RoleCheckpoint | None, iteration: int) -> bool:
+        """Whether trainings of a role up to an iteration would have to be redone, or it is trained to this day."""
+        newest = newest_training(self.pipeline, role, iteration)
+        if newest is None:
+            return False
+        return checkpoint is None or newest.iteration == iteration or newest.iteration > checkpoint.iteration
 
-    def _has_checkpoint(self, iteration: int) -> bool:
-        """Whether the update of an iteration leaves a checkpoint."""
-        last = iteration == self.pipeline.num_iterations - 1
+    def _has_checkpoint(self, stage: Stage, iteration: int) -> bool:
+        """Whether the training of a role in an iteration leaves a checkpoint."""
+        last = not any(stage.due(later) for later in range(iteration + 1, self.pipeline.num_iterations))
         evaluate = evaluation(self.pipeline)
         may_stop = evaluate is not None and evaluate.stop_when is not None and evaluate.due(iteration)
         return last or may_stop or (iteration + 1) % self.pipeline.checkpoint_every == 0

@@ -44,6 +44,7 @@ class StageOutput:
         residents: Residents,
         num_blocks: int,
         finished: frozenset[int],
+        trained: str | None,
         with_checkpoint: bool,
         scratch: Path | None,
         attributes: Mapping[str, object],
@@ -52,7 +53,7 @@ class StageOutput:
         self._launch, self._compute_threads = launch, compute_threads
         self._comm, self._writer, self._handoff, self._residents = comm, writer, handoff, residents
         self._num_blocks, self._finished = num_blocks, finished
-        self._with_checkpoint, self._scratch = with_checkpoint, scratch
+        self._trained, self._with_checkpoint, self._scratch = trained, with_checkpoint, scratch
         self._attributes = attributes
         self._attempt: Attempt | None = None
         self._blocks: dict[int, _Block] = {}
@@ -91,8 +92,10 @@ class StageOutput:
         self.facts.append(dict(facts))
         if self._comm.rank != 0:
             return
-        extra = {**facts, "state": self._residents.state(), "checkpoint": self._with_checkpoint}
-        tensors = self._residents.tensors() if self._with_checkpoint else {}
+        assert self._trained is not None  # only a stage that trains calls it
+        resident = self._residents.get(self._trained)
+        extra = {**facts, "state": resident.state(), "checkpoint": self._with_checkpoint}
+        tensors = resident.tensors() if self._with_checkpoint else {}
         size = sum(array.nbytes for group in tensors.values() for array in group.values())
         self._submit(lambda: self._write_whole(tensors, extra), size, "checkpoint")
 
@@ -105,7 +108,7 @@ class StageOutput:
         if self._comm.rank == 0:
             self._writer.flush()
             self._begin().save_progress(
-                lambda folder: write_checkpoint(folder, tensors, {**self._residents.state(), **state}), extra={}
+                lambda folder: write_checkpoint(folder, tensors, state), extra={}
             )
         self._comm.barrier()
 

@@ -52,7 +52,7 @@ class Prepared:
     """A checked pipeline and the folder it runs in."""
 
     pipeline: Pipeline
-    description: EnvDescription
+    description: EnvDescription | None
     run: RunFolder
     input_iterations: tuple[int, ...] = ()
     """Iterations of the run that `inputs` names, as kept when this run was made: they are read in turn."""
@@ -67,7 +67,7 @@ def set_aside(path: Path) -> None:
     RunFolder(path).set_aside()
 
 
-def open_run(pipeline: Pipeline, launch: Launch, description: EnvDescription) -> Prepared:
+def open_run(pipeline: Pipeline, launch: Launch, description: EnvDescription | None) -> Prepared:
     """Create the run, or open the one there, which check_resumable has let pass; the lease's holder calls it.
 
     Raises: InputError for another configuration, and when the disk is full or read-only.

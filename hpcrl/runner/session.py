@@ -153,7 +153,7 @@ def ask_rank_zero(comm: Collectives, question: Callable[[], T]) -> T:
     return cast(T, answer)
 
 
-def _check(pipeline: Pipeline, launch: Launch, parts: Sequence[Part], ranks: int) -> EnvDescription:
+def _check(pipeline: Pipeline, launch: Launch, parts: Sequence[Part], ranks: int) -> EnvDescription | None:
     """Every check of the input, before anything is written; with --fresh, the old run is then out of the way."""
     for part in parts:
         share = len(part.ranks) if part.ranks is not None else ranks

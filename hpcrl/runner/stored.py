@@ -12,8 +12,10 @@ from hpcrl.errors import CorruptFileError
 from hpcrl.pipeline import Pipeline
 
 
-def describe(description: EnvDescription) -> dict[str, Any]:
+def describe(description: EnvDescription | None) -> dict[str, Any] | None:
     """Spaces as JSON values, so that replay and offline training need no environment package."""
+    if description is None:
+        return None
     plain: dict[str, Any] = {}
     for name in ("observation_space", "action_space"):
         space: Space = getattr(description, name)
@@ -28,10 +30,12 @@ def describe(description: EnvDescription) -> dict[str, Any]:
     }
 
 
-def stored_description(document: Mapping[str, Any]) -> EnvDescription:
+def stored_description(document: Mapping[str, Any]) -> EnvDescription | None:
     """The description that `describe` stored."""
     import numpy as np
 
+    if document["spaces"] is None:
+        return None
     stored: dict[str, Any] = dict(document["spaces"])
     for name in ("observation_space", "action_space"):
         fields: dict[str, Any] = {

@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import time
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -43,16 +43,44 @@ class Reached:
         return len(means) >= self.times and all(mean >= self.threshold for mean in means[: self.times])
 
 
+class Evaluation(Stage):
+    """A stage that measures a model and may stop the run; its facts hold `return_mean`, `length_mean` and `stop`."""
+
+    every: int
+    stop_when: Reached | None
+
+    @property
+    def name(self) -> str:
+        return "evaluate"
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return ()
+
+    @property
+    def writes(self) -> tuple[str, ...]:
+        return ()
+
+    def due(self, iteration: int) -> bool:
+        return super().due(iteration) and (iteration + 1) % self.every == 0
+
+    def stops(self, context: StageContext, facts: Mapping[str, object]) -> bool:
+        """Whether the stopping rule holds for these facts and those of the evaluations before."""
+        if self.stop_when is None:
+            return False
+        key = f"{self.stop_when.metric}_mean"
+        earlier = itertools.islice(context.earlier_facts(self.name), self.stop_when.times - 1)
+        return self.stop_when.holds([cast(float, facts[key]), *(cast(float, row[key]) for row in earlier)])
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Evaluate(Stage):
+class Evaluate(Evaluation):
     """Plays `episodes` episodes with the model as it stands, every `every` iterations; may stop the run.
 
     Never touches the training lanes or their random numbers. Its manifest holds every return and length, and whether
     the stopping rule holds, so that a later job finds the decision.
     Raises: InputError for a count below 1.
     """
-
-    name: ClassVar[str] = "evaluate"
 
     every: int = 10
     """Evaluate after every n-th iteration."""
@@ -80,19 +108,8 @@ class Evaluate(Stage):
                 raise InputError(f"Evaluate.{field}: want a whole number >= 1, given {value!r}")
 
     @property
-    def reads(self) -> tuple[str, ...]:
-        return ()
-
-    @property
-    def writes(self) -> tuple[str, ...]:
-        return ()
-
-    @property
     def role(self) -> str | None:
         return self.model
-
-    def due(self, iteration: int) -> bool:
-        return (iteration + 1) % self.every == 0
 
     def run(self, context: StageContext) -> None:
         started = time.perf_counter()
@@ -109,7 +126,7 @@ class Evaluate(Stage):
             "length_mean": float(np.mean(lengths)),
             "seconds": time.perf_counter() - started,
         }
-        facts["stop"] = self._stops(context, facts)
+        facts["stop"] = self.stops(context, facts)
         context.output.log({key: value for key, value in facts.items() if key not in ("returns", "lengths")})
         context.output.emit_facts(facts)
 
@@ -124,13 +141,6 @@ class Evaluate(Stage):
         if any(part is None for part in everyone):
             raise StageInterruptedError
         return [block for part in everyone if part is not None for block in part]
-
-    def _stops(self, context: StageContext, facts: Mapping[str, object]) -> bool:
-        if self.stop_when is None:
-            return False
-        key = f"{self.stop_when.metric}_mean"
-        earlier = itertools.islice(context.earlier_facts(self.name), self.stop_when.times - 1)
-        return self.stop_when.holds([cast(float, facts[key]), *(cast(float, row[key]) for row in earlier)])
 
     def played(self, rollout: RolloutSource | None) -> tuple[str, Mapping[str, object]]:
         """The environment it plays and its options: its own, else the rollout's."""
@@ -160,7 +170,7 @@ class Evaluate(Stage):
             draw=Draw.EVALUATE_RESET,
         )
         try:
-            return self._play(context, environment, context.residents.get(self.model).model, lanes)
+            return self._play(context, environment, context.residents.get(self.model).actor_critic, lanes)
         finally:
             environment.close()
 

@@ -33,6 +33,7 @@ class Rollout(Stage):
 
     name: ClassVar[str] = "rollout"
     by_block: ClassVar[bool] = True
+    acts: ClassVar[bool] = True
 
     env: str
     """A Gymnasium id, `ALE/...`, `envpool:...`, or `module:attribute` of your own."""
@@ -99,7 +100,7 @@ class Rollout(Stage):
         if self.policy == "random":
             return RandomPolicy(context.description.action_space), 0
         resident = context.residents.get(self.model)
-        return resident.model, resident.version
+        return resident.actor_critic, resident.version
 
 
 class _BlockPlayer:

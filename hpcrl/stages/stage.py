@@ -12,6 +12,7 @@ import numpy.typing as npt
 from hpcrl.comm import Collectives, TreeSum
 from hpcrl.data import Trajectories
 from hpcrl.envs import EnvDescription, VectorEnv
+from hpcrl.errors import InputError
 from hpcrl.residents import Residents
 
 Array = npt.NDArray[Any]
@@ -21,17 +22,51 @@ class StageInterruptedError(Exception):
     """The run was asked to stop; what the stage had finished is published."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """Iterations of the run in which a stage takes part: start, start + 1, ..., stop - 1.
+
+    Raises: InputError unless 0 <= start < stop.
+    Example:
+        >>> [Phase(stop=2).holds(iteration) for iteration in (0, 1, 2)]
+        [True, True, False]
+    """
+
+    start: int = 0
+    stop: int | None = None
+    """None: to the end of the run."""
+
+    def __post_init__(self) -> None:
+        if self.start < 0 or (self.stop is not None and self.stop <= self.start):
+            raise InputError(f"Phase: want 0 <= start < stop, given start={self.start}, stop={self.stop}")
+
+    def holds(self, iteration: int) -> bool:
+        """Whether an iteration belongs to it."""
+        return iteration >= self.start and (self.stop is None or iteration < self.stop)
+
+
 class Stage(ABC):
     """A step of the pipeline: a frozen dataclass that reads fields, writes fields and drives at most one model.
 
     The stage is its configuration; it knows neither its neighbours nor where it runs.
     """
 
-    name: ClassVar[str]
+    is_text: ClassVar[bool] = False
+    """Whether it needs a model of text."""
+    acts: ClassVar[bool] = False
+    """Whether its model plays: then it may do so `policy_lag` updates late."""
     by_block: ClassVar[bool] = False
     """Whether blocks are worked on one by one, without a word between them: then jobs of an array can share them."""
     mesh: str = "main"
     """The mesh on which it runs; a field of every stage."""
+
+    phase: Phase | None = None
+    """When it takes part; None: always. A field of stages that may be left out."""
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """Names its folder; once in a pipeline."""
 
     @property
     @abstractmethod
@@ -55,7 +90,7 @@ class Stage(ABC):
 
     def due(self, iteration: int) -> bool:
         """Whether it runs in this iteration."""
-        return True
+        return self.phase is None or self.phase.holds(iteration)
 
     @abstractmethod
     def run(self, context: StageContext) -> None:
@@ -79,7 +114,7 @@ class Output(Protocol):
         """Hand on one block's fields (and lanes); `facts` is a small JSON value kept in the block's part."""
 
     def emit_checkpoint(self, facts: Mapping[str, object]) -> None:
-        """The stage has trained a role: publish the residents' state as this iteration's checkpoint."""
+        """The stage has trained its role: publish the role as this iteration's checkpoint."""
 
     def emit_facts(self, facts: Mapping[str, object]) -> None:
         """The stage's whole result is a small JSON value (rank 0 writes it)."""
@@ -138,7 +173,7 @@ class StageContext:
     earlier_facts: Callable[[str], Iterator[Mapping[str, object]]]
     """Stage name -> facts that its earlier iterations published, newest first."""
     description: EnvDescription | None
-    """Spaces of the rollout's environment (stored in the run, so that replay needs no environment)."""
+    """Spaces of the rollout's environment (stored in the run, so that replay needs no environment); None: text."""
     rollout: RolloutSource | None
     """The environment that the pipeline plays, for stages that play it too."""
     stop_requested: Callable[[], bool]

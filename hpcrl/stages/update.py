@@ -96,8 +96,8 @@ class _UpdateRun:
         self.stage, self.algorithm, self.context = stage, stage.algorithm, context
         self.started = time.perf_counter()
         self.resident = context.residents.get(stage.model)
-        self.model = self.resident.model
-        self.optimizer = self.resident.ready_to_train(self.algorithm.build_optimizer)
+        self.model = self.resident.actor_critic
+        self.optimizer = self.resident.ready_to_train(stage.name, self.algorithm.build_optimizer)
         self.batch = UpdateBatch(
             {block: self._inputs(block) for block in context.owned},
             seed=context.seed,
@@ -214,7 +214,7 @@ class _UpdateRun:
         stored = self.context.output.load_progress()
         if stored is not None:
             tensors, state = stored
-            self.resident.load(tensors, self.resident.version)
+            self.resident.load(tensors, self.resident.version, self.stage.name)
             for sums, block in zip(self._sums, self.context.owned, strict=True):
                 sums[:] = tensors["statistics"][block_key(block)]
             self._gradient_norm_sum = cast(float, state["gradient_norm_sum"])

@@ -42,6 +42,8 @@ class Draw(IntEnum):
     """Seed of an evaluation episode."""
     EVALUATE_ACTION = 6
     """Actions of an evaluation."""
+    TOKEN = 7
+    """Tokens of a language model's responses; (trajectory, token of the response)."""
     PROMPT = 8
     """Problems of a text task, its demonstrations, and the order of its file in each pass."""
 

@@ -18,9 +18,9 @@ Float32 = npt.NDArray[np.float32]
 class FlatParameters:
     """Moves a module's parameters into one f32 buffer; they, and their gradients, become views of it.
 
-    A module in f64 gets an f64 buffer, for tests: the types say f32.  An optimiser then needs a handful of operations however
-    many tensors there are, the reduction tree sums one array, and neighbours of equal shape can be seen as one stacked
-    tensor (`stack`).
+    A module in f64 gets an f64 buffer, for tests: the types say f32.  An optimiser then needs a handful of operations
+    however many tensors there are, the reduction tree sums one array, and neighbours of equal shape can be seen as one
+    stacked tensor (`stack`).
 
     Args:
         module: its parameters are moved, values kept; all must be f32, or all f64, and on one device.

@@ -1,1 +1,18 @@
 """Verifiers and reward functions: (prompts, responses, columns) to one number for each response."""
+
+from hpcrl.rewards.function import FunctionReward
+from hpcrl.rewards.graded import TaskReward
+from hpcrl.rewards.interface import Reward, RewardError, Scores, Verifier, checked_scores
+from hpcrl.rewards.numeric import BoxedAnswer, NumericAnswer
+
+__all__ = [
+    "BoxedAnswer",
+    "FunctionReward",
+    "NumericAnswer",
+    "Reward",
+    "RewardError",
+    "Scores",
+    "TaskReward",
+    "Verifier",
+    "checked_scores",
+]

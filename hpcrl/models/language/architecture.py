@@ -277,7 +277,7 @@ def _from_llama_like(family: Family, config: Mapping[str, Any]) -> dict[str, Any
     num_heads, hidden_size = _required(config, "num_attention_heads"), _required(config, "hidden_size")
     num_layers = _required(config, "num_hidden_layers")
     default_head_dim = {"qwen3": 128, "gemma2": 256}.get(family, hidden_size // num_heads)
-    default_kv_heads = {"mistral": 8, "gemma2": 4}.get(family, num_heads)
+    default_kv_heads = {"mistral": 8, "gemma2": 4, "qwen2": 32, "qwen3": 32}.get(family, num_heads)
     max_positions = int(
         config.get(
             "max_position_embeddings",
@@ -285,7 +285,7 @@ def _from_llama_like(family: Family, config: Mapping[str, Any]) -> dict[str, Any
         )
     )
     attention_bias = _flag(config, "attention_bias", False) if family in ("llama", "qwen3", "gemma2") else False
-    _only(config, "use_bidirectional_attention", None, False)
+    _only(config, "use_bidirectional_attention", False)
     return {
         "family": family,
         "vocab_size": _required(config, "vocab_size"),
@@ -321,7 +321,7 @@ def _from_gpt2(config: Mapping[str, Any]) -> dict[str, Any]:
     hidden_size, num_heads = _required(config, "n_embd"), _required(config, "n_head")
     if hidden_size % num_heads:
         raise InputError(f"config.json: n_embd: want a multiple of n_head (= {num_heads}), given {hidden_size}")
-    _only(config, "add_cross_attention", None, False)
+    _only(config, "add_cross_attention", False)
     return {
         "family": "gpt2",
         "vocab_size": _required(config, "vocab_size"),
@@ -413,7 +413,7 @@ def _rope(config: Mapping[str, Any], max_positions: int) -> Rope:
     if any(isinstance(value, Mapping) for value in given.values()):
         raise InputError("config.json: rope_parameters: want one for all layers, given one per layer type")
     for where in (config, given):
-        _only(where, "partial_rotary_factor", None, 1.0)
+        _only(where, "partial_rotary_factor", 1.0)
     kind = given.get("rope_type", given.get("type", "default"))
     check_member("config.json: rope_type", kind, ("default", "linear", "dynamic", "llama3", "yarn"))
     theta = float(given.get("rope_theta") or config.get("rope_theta") or 10_000.0)
@@ -505,9 +505,7 @@ def _optional_number(config: Mapping[str, Any], key: str, default: float) -> flo
     return None if value is None else float(value)
 
 
-def _only(config: Mapping[str, Any], key: str, *wanted: object) -> None:
-    if config.get(key) not in (None, *wanted):
-        raise InputError(
-            f"config.json: {key}: want {' or '.join(map(repr, wanted))}, given {config[key]!r}; "
-            "this decoder has no such part"
-        )
+def _only(config: Mapping[str, Any], key: str, wanted: object) -> None:
+    """Absent, null or the one value that this decoder can do."""
+    if config.get(key) not in (None, wanted):
+        raise InputError(f"config.json: {key}: want {wanted!r}, given {config[key]!r}; this decoder has no such part")

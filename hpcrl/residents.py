@@ -15,6 +15,7 @@ from hpcrl.models import Model, ModelConfig
 if TYPE_CHECKING:
     from hpcrl.algorithms.adam import FlatAdam
     from hpcrl.models.actor_critic import ActorCritic
+    from hpcrl.models.language.decoder import Decoder
 
 Array = npt.NDArray[Any]
 _OPTIMIZER = ".optimizer"
@@ -43,6 +44,18 @@ class Resident:
 
         if not isinstance(self.model, ActorCritic):
             raise InputError(f"model '{self.role}': want Mlp(...) or Cnn(...), which play environments, given text's")
+        return self.model
+
+    @property
+    def decoder(self) -> Decoder:
+        """The network, where it reads text.
+
+        Raises: InputError for a network that plays environments.
+        """
+        from hpcrl.models.language.decoder import Decoder
+
+        if not isinstance(self.model, Decoder):
+            raise InputError(f"model '{self.role}': want LanguageModel(...), which reads text, given another")
         return self.model
 
     def ready_to_train(self, trainer: str, make_optimizer: Callable[[Model], FlatAdam]) -> FlatAdam:

@@ -11,10 +11,17 @@ import torch
 from torch import Tensor
 
 
-def clipped_policy_loss(ratios: Tensor, advantages: Tensor, *, clip_range: float, dual_clip: float | None) -> Tensor:
+def clipped_policy_loss(
+    ratios: Tensor,
+    advantages: Tensor,
+    *,
+    clip_range: float,
+    dual_clip: float | None,
+    clip_range_high: float | None = None,
+) -> Tensor:
     """PPO's clipped surrogate, with an optional second bound for negative advantages.
 
-        L(t) = -min(r A, clip(r, 1 - clip_range, 1 + clip_range) A)
+        L(t) = -min(r A, clip(r, 1 - clip_range, 1 + clip_range_high) A)
         with dual_clip c, where A < 0:  L(t) = -max(min(...), c A)
 
     Schulman et al. 2017 (arXiv:1707.06347), eq. 7; dual clip: Ye et al. 2020 (arXiv:1912.09729), eq. 5.
@@ -23,6 +30,8 @@ def clipped_policy_loss(ratios: Tensor, advantages: Tensor, *, clip_range: float
         ratios: r = pi(a|s) / pi_old(a|s), with gradient.
         advantages: A.
         clip_range: > 0.
+        clip_range_high: > 0; None: as clip_range. A larger one lets unlikely tokens grow (DAPO's clip-higher,
+            arXiv:2503.14476, eq. 10).
         dual_clip: c > 1: a very unlikely action with a negative advantage pushes no harder than c; None: no bound.
 
     Example:
@@ -30,7 +39,8 @@ def clipped_policy_loss(ratios: Tensor, advantages: Tensor, *, clip_range: float
         >>> clipped_policy_loss(r, a, clip_range=0.2, dual_clip=3.0)
         tensor([-1.2000, -0.5000,  3.0000])
     """
-    surrogate = torch.minimum(ratios * advantages, ratios.clamp(1.0 - clip_range, 1.0 + clip_range) * advantages)
+    high = 1.0 + (clip_range if clip_range_high is None else clip_range_high)
+    surrogate = torch.minimum(ratios * advantages, ratios.clamp(1.0 - clip_range, high) * advantages)
     if dual_clip is not None:
         surrogate = torch.where(advantages < 0.0, torch.maximum(surrogate, dual_clip * advantages), surrogate)
     return -surrogate
@@ -87,6 +97,30 @@ def approximate_kl(log_ratios: Tensor) -> Tensor:
     The estimator k3 of Schulman 2020, http://joschu.net/blog/kl-approx.html.
     """
     return torch.expm1(log_ratios) - log_ratios
+
+
+def kl_estimate(log_probs: Tensor, reference_log_probs: Tensor, kind: str) -> Tensor:
+    """Estimates of KL(pi || reference), one per token of pi, differentiable in `log_probs`.
+
+        d = log pi(a) - log reference(a)
+        k1: d          k2: d^2 / 2          k3: exp(-d) - 1 + d          absolute: |d|
+
+    Schulman 2020, http://joschu.net/blog/kl-approx.html. As a loss over tokens of pi, k2 has the gradient of the KL
+    divergence, k1's is zero on average, and k3's is another.
+
+    Args: kind: "k1", "k2", "k3" or "absolute".
+    Example:
+        >>> kl_estimate(torch.tensor([0.0]), torch.tensor([-0.5]), "k2")
+        tensor([0.1250])
+    """
+    difference = log_probs - reference_log_probs
+    if kind == "k1":
+        return difference
+    if kind == "k2":
+        return 0.5 * difference.square()
+    if kind == "k3":
+        return torch.expm1(-difference) + difference
+    return difference.abs()
 
 
 def clipped(ratios: Tensor, clip_range: float) -> Tensor:

@@ -51,8 +51,6 @@ class Stage(ABC):
     The stage is its configuration; it knows neither its neighbours nor where it runs.
     """
 
-    is_text: ClassVar[bool] = False
-    """Whether it needs a model of text."""
     acts: ClassVar[bool] = False
     """Whether its model plays: then it may do so `policy_lag` updates late."""
     by_block: ClassVar[bool] = False
@@ -77,6 +75,11 @@ class Stage(ABC):
     @abstractmethod
     def writes(self) -> tuple[str, ...]:
         """Fields it adds."""
+
+    @property
+    def is_text(self) -> bool:
+        """Whether it needs a model of text."""
+        return False
 
     @property
     def role(self) -> str | None:

@@ -1,25 +1,30 @@
-"""The update stage: epochs of minibatches over the blocks, one gradient tree, one optimiser step each."""
+"""The update stage: epochs of minibatches over the blocks, one gradient tree, one optimiser step each.
+
+Whatever the rule: its minibatches are unions of the blocks' parts, of steps for PPO and of whole responses for text.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import time
 from collections.abc import Mapping
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from hpcrl.algorithms import PPO
+from hpcrl.algorithms.language_ppo import LanguagePPO
+from hpcrl.algorithms.text_rule import TextRule
 from hpcrl.data import Trajectories
 from hpcrl.errors import InputError
 from hpcrl.stages.advantage import Advantage
-from hpcrl.stages.batch import UpdateBatch
-from hpcrl.stages.stage import Stage, StageContext, StageInterruptedError
+from hpcrl.stages.batch import StepBatch
+from hpcrl.stages.stage import Phase, Stage, StageContext, StageInterruptedError
+from hpcrl.stages.text_batch import TextBatch
 from hpcrl.store.killpoints import reach
 
 Float64 = npt.NDArray[np.float64]
-Int64 = npt.NDArray[np.int64]
 Array = npt.NDArray[Any]
 
 
@@ -35,9 +40,7 @@ class Update(Stage):
     of the fixed tree over blocks, so any number of ranks takes the same optimiser steps, bit for bit.
     """
 
-    name: ClassVar[str] = "update"
-
-    algorithm: PPO
+    algorithm: PPO | TextRule
     """The loss, the update rule and its knobs."""
     advantage: Advantage | None = None
     """Estimate advantages here, from current values, before every epoch, instead of in a stage of its own."""
@@ -45,10 +48,21 @@ class Update(Stage):
     """The role that is trained."""
     mesh: str = "main"
     """The mesh on which it runs."""
+    phase: Phase | None = None
+    """When it takes part; None: always."""
+    name: str = "update"
+    """Names its folder; once in a pipeline."""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.algorithm, PPO):
-            raise InputError(f"Update.algorithm: want PPO(...), given {self.algorithm!r}")
+        if not isinstance(self.algorithm, PPO | TextRule):
+            raise InputError(f"Update.algorithm: want PPO(...) or a rule of text, given {self.algorithm!r}")
+        if self.advantage is not None and not isinstance(self.algorithm, PPO):
+            raise InputError(
+                f"Update.advantage: want None with {type(self.algorithm).__name__}, given one; write Advantage(...) as "
+                "a stage before the update"
+            )
+        if not self.name or "/" in self.name:
+            raise InputError(f"Update.name: want a folder name without '/', given {self.name!r}")
         if self.advantage is not None and self.advantage.recompute is None:
             raise InputError(
                 "Update.advantage: want Advantage(..., recompute='epoch'), given recompute=None; set it, or write "
@@ -56,7 +70,14 @@ class Update(Stage):
             )
 
     @property
+    def is_text(self) -> bool:
+        """Whether its rule learns from text."""
+        return isinstance(self.algorithm, TextRule)
+
+    @property
     def reads(self) -> tuple[str, ...]:
+        if isinstance(self.algorithm, TextRule):
+            return ("actions", "prompt_tokens", *self.algorithm.fields)
         recorded = ("observations", "actions", "log_probs", "values")
         if self.advantage is not None:
             return (*recorded, *(name for name in self.advantage.reads if name not in recorded))
@@ -96,26 +117,26 @@ class _UpdateRun:
         self.stage, self.algorithm, self.context = stage, stage.algorithm, context
         self.started = time.perf_counter()
         self.resident = context.residents.get(stage.model)
-        self.model = self.resident.actor_critic
+        self.flat = self.resident.model.flat
         self.optimizer = self.resident.ready_to_train(stage.name, self.algorithm.build_optimizer)
-        self.batch = UpdateBatch(
-            {block: self._inputs(block) for block in context.owned},
-            seed=context.seed,
-            iteration=context.iteration,
-            num_minibatches=self.algorithm.num_minibatches,
-        )
+        self.batch = self._open_batch({block: self._inputs(block) for block in context.owned})
         self.share_done = context.iteration / context.num_iterations
         self.learning_rate = self.algorithm.learning_rate_at(self.share_done)
-        self.counts = self._counts()
         # One element more than the gradient carries what ranks must agree on at the same step: see _pack_request.
-        size = self.model.flat.size
+        size = self.flat.size
         self._leaves = [np.zeros(size + 1, np.float32) for _ in context.owned]
         self._total = np.zeros(size + 1, np.float32)
         self._sums = [np.zeros(self.algorithm.num_statistics, np.float64) for _ in context.owned]
         self._gradient_norm_sum = 0.0
         self._stored_estimates: Mapping[str, Mapping[str, Array]] = {}
-        self._moments: Float64 = np.zeros((0, 3))
+        self._part_sums: Float64 = np.zeros((0, 0))
+        """Of each minibatch over all blocks: what its parts must know of the whole."""
         self._last_epoch_begun = -1
+
+    def _open_batch(self, blocks: Mapping[int, Trajectories]) -> StepBatch | TextBatch:
+        if isinstance(self.algorithm, PPO):
+            return StepBatch(blocks, self.algorithm, seed=self.context.seed, iteration=self.context.iteration)
+        return TextBatch(blocks, self.algorithm, seed=self.context.seed, iteration=self.context.iteration)
 
     def _inputs(self, block: int) -> Trajectories:
         """One block's steps, none of them older than the pipeline allows.
@@ -128,7 +149,7 @@ class _UpdateRun:
             oldest = int(versions.min())
             if self.resident.version - oldest > lag:
                 raise InputError(
-                    f"stage 'update', iteration {self.context.iteration}, block {block}: want steps of policy version "
+                    f"stage '{self.stage.name}', iteration {self.context.iteration}, block {block}: want steps of policy version "
                     f"{self.resident.version - lag} or newer (policy_lag={lag}), given version {oldest}; "
                     "restore the run folder from a copy, or branch from a checkpoint"
                 )
@@ -141,7 +162,7 @@ class _UpdateRun:
                 self._begin_epoch(cursor.epoch)
             asked_to_stop, progress_due = self._optimizer_step(cursor)
             done = cursor.epoch * self.algorithm.num_minibatches + cursor.minibatch
-            self.context.tick("update", done, self.algorithm.num_epochs * self.algorithm.num_minibatches)
+            self.context.tick(self.stage.name, done, self.algorithm.num_epochs * self.algorithm.num_minibatches)
             if asked_to_stop and cursor.epoch < self.algorithm.num_epochs:
                 self._save_progress(cursor)
                 raise StageInterruptedError
@@ -149,39 +170,52 @@ class _UpdateRun:
                 self._save_progress(cursor)
         self._finish(cursor)
 
-    def _counts(self) -> Int64:
-        """Steps of each minibatch over all blocks, int64[num_minibatches]."""
-        leaves = [self.batch.part_rows(block).astype(np.float64) for block in self.context.owned]
-        return self.context.tree.sum(leaves).astype(np.int64)
-
     def _begin_epoch(self, epoch: int) -> None:
         """The epoch's order of steps, fresh advantages where asked for, and what normalises them."""
         self._last_epoch_begun = epoch
         if self.stage.advantage is not None and not self._restore_estimates():
-            self.batch.estimate_advantages(self.model, self.stage.advantage)
+            self._estimate_advantages(self.stage.advantage)
         self.batch.begin_epoch(epoch)
-        leaves = [self.batch.advantage_moments(block) for block in self.context.owned]
-        self._moments = self.context.tree.sum(leaves).reshape(-1, 3)
+        leaves = [self.batch.part_sums(block) for block in self.context.owned]
+        self._part_sums = self.context.tree.sum(leaves).reshape(self.algorithm.num_minibatches, -1)
+
+    def _estimate_advantages(self, advantage: Advantage) -> None:
+        assert isinstance(self.batch, StepBatch)  # a rule of text takes no advantage of its own
+        self.batch.estimate_advantages(self.resident.actor_critic, advantage)
+
+    def _part_gradient(self, block: int, minibatch: int) -> Float64:
+        """The gradient of one block's part, in the flat buffer; returns its statistics."""
+        if isinstance(self.batch, StepBatch):
+            assert isinstance(self.algorithm, PPO)
+            return self.algorithm.part_gradient(
+                self.resident.actor_critic,
+                self.batch.part(block, minibatch),
+                self.batch.totals(self._part_sums, minibatch),
+                progress=self.share_done,
+            )
+        assert isinstance(self.algorithm, TextRule)
+        return self.algorithm.part_gradient(
+            self.resident.decoder,
+            self.batch.part(block, minibatch),
+            self.batch.totals(self._part_sums, minibatch),
+            progress=self.share_done,
+        )
 
     def _optimizer_step(self, cursor: _Cursor) -> tuple[bool, bool]:
         """One minibatch: every block's gradient, the tree, one step.
 
         Returns whether any rank was asked to stop, and whether progress is due; the same on all ranks.
         """
-        whole_batch = self.algorithm.normalize_advantages == "batch"
-        moments = self._moments.sum(axis=0) if whole_batch else self._moments[cursor.minibatch]
-        totals = self.algorithm.totals(int(self.counts[cursor.minibatch]), moments)
         statistics = []
         for block, leaf in zip(self.context.owned, self._leaves, strict=True):
-            part = self.batch.tensors(block, cursor.minibatch)
-            statistics.append(self.algorithm.part_gradient(self.model, part, totals, progress=self.share_done))
-            leaf[:-1] = self.model.flat.gradients_array()
+            statistics.append(self._part_gradient(block, cursor.minibatch))
+            leaf[:-1] = self.flat.gradients_array()
             leaf[-1] = self._pack_request(block)
         if self._kl_reached(statistics):
             cursor.early_stop = True
             return False, False
         total = self.context.tree.sum(self._leaves, out=self._total)
-        self.model.flat.gradients_array()[:] = total[:-1]
+        self.flat.gradients_array()[:] = total[:-1]
         reach("optimizer.before_step")
         try:
             norm = self.optimizer.step(self.learning_rate, self.algorithm.max_grad_norm)
@@ -204,8 +238,9 @@ class _UpdateRun:
 
     def _kl_reached(self, statistics: list[Float64]) -> bool:
         """Whether this minibatch diverged so far that the update ends before its step; the same on all ranks."""
-        if self.algorithm.target_kl is None:
+        if getattr(self.algorithm, "target_kl", None) is None:
             return False
+        assert isinstance(self.algorithm, PPO | LanguagePPO)  # the rules that have a target
         sums = self.context.tree.sum([numbers.copy() for numbers in statistics])
         return self.algorithm.stops_at(self.algorithm.finish_statistics(sums)["approximate_kl"])
 
@@ -220,17 +255,18 @@ class _UpdateRun:
             self._gradient_norm_sum = cast(float, state["gradient_norm_sum"])
             self._stored_estimates = tensors if "advantages" in tensors else {}
             return _Cursor(**cast(Mapping[str, Any], state["cursor"]))
-        if self.algorithm.normalize_values is not None:
+        if isinstance(self.algorithm, PPO) and self.algorithm.normalize_values is not None:
             if self.stage.advantage is not None:
-                self.batch.estimate_advantages(self.model, self.stage.advantage)
+                self._estimate_advantages(self.stage.advantage)
             returns = [moments_of(steps["returns"]) for steps in self.batch.blocks.values()]
-            self.algorithm.advance_value_statistics(self.model, self.context.tree.sum(returns))
+            self.algorithm.advance_value_statistics(self.resident.actor_critic, self.context.tree.sum(returns))
         return _Cursor()
 
     def _restore_estimates(self) -> bool:
         """Take the advantages of an epoch that was interrupted in its middle; False when there are none."""
         stored, self._stored_estimates = self._stored_estimates, {}
         for block in self.context.owned if stored else []:
+            assert isinstance(self.batch, StepBatch)  # only an update with an advantage of its own stores any
             self.batch.replace(block, {name: stored[name][block_key(block)] for name in ("advantages", "returns")})
         return bool(stored)
 
@@ -251,10 +287,11 @@ class _UpdateRun:
 
     def _finish(self, cursor: _Cursor) -> None:
         """Advance what is frozen during a rollout, raise the version, publish."""
-        observation_statistics = self.model.observation_statistics
-        if observation_statistics is not None:
-            leaves = [moments_of(steps["observations"]) for steps in self.batch.blocks.values()]
-            observation_statistics.advance(self.context.tree.sum(leaves))
+        if isinstance(self.batch, StepBatch):
+            observation_statistics = self.resident.actor_critic.observation_statistics
+            if observation_statistics is not None:
+                leaves = [moments_of(steps["observations"]) for steps in self.batch.blocks.values()]
+                observation_statistics.advance(self.context.tree.sum(leaves))
         self.resident.version += 1
         finished = self.algorithm.finish_statistics(self.context.tree.sum(self._sums))
         steps = max(cursor.optimizer_steps, 1)
@@ -264,7 +301,7 @@ class _UpdateRun:
             "learning_rate": self.learning_rate,
             "optimizer_steps": cursor.optimizer_steps,
             "early_stop": cursor.early_stop,
-            "steps": int(self.counts.sum()),
+            "steps": self.batch.num_steps(self._part_sums),
             "num_iterations": self.context.num_iterations,
             "seconds": time.perf_counter() - self.started,
         }

@@ -1,0 +1,86 @@
+"""One rank's responses as an update of text reads them: whole trajectories, shuffled within their block."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from hpcrl.algorithms.text_rule import TextRule, TextTotals
+from hpcrl.data import Trajectories
+from hpcrl.ops.random import Draw, permutation
+from hpcrl.store.replay import part_bounds
+
+if TYPE_CHECKING:
+    from hpcrl.models.language.packing import TextPart
+
+Array = npt.NDArray[Any]
+Float64 = npt.NDArray[np.float64]
+Int64 = npt.NDArray[np.int64]
+
+
+class TextBatch:
+    """The responses of this rank's blocks. Part m of a block belongs to minibatch m; an epoch has an order of its own.
+
+    Args: blocks: block -> its trajectories. seed, iteration: count the shuffle.
+    """
+
+    def __init__(self, blocks: Mapping[int, Trajectories], rule: TextRule, *, seed: int, iteration: int) -> None:
+        self.blocks, self._rule = dict(blocks), rule
+        self._seed, self._iteration = seed, iteration
+        self._orders: dict[int, Int64] = {}
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Shuffle the trajectories of every block for an epoch."""
+        self._orders = {
+            block: permutation(
+                self._seed,
+                trajectories.num_trajectories,
+                trajectory=block,
+                step=epoch,
+                iteration=self._iteration,
+                draw=Draw.SHUFFLE,
+            )
+            for block, trajectories in self.blocks.items()
+        }
+
+    def part(self, block: int, minibatch: int) -> TextPart:
+        """What a rule reads of one block's part."""
+        from hpcrl.models.language.packing import pack_text
+
+        return pack_text(self.blocks[block].select(self._part(block, minibatch)), self._rule.fields)
+
+    def part_sums(self, block: int) -> Float64:
+        """Per part of a block: tokens, sequences, and sum and sum of squares of the advantages; f64[parts * 4]."""
+        trajectories = self.blocks[block]
+        lengths = trajectories.lengths
+        advantages = trajectories.steps.get("advantages", np.zeros(trajectories.num_steps)).astype(np.float64)
+        bounds = trajectories.offsets
+        rows = []
+        for minibatch in range(self._rule.num_minibatches):
+            chosen = self._part(block, minibatch)
+            parts = [advantages[bounds[index] : bounds[index + 1]] for index in chosen]
+            sums = [float(part.sum()) for part in parts], [float(np.square(part).sum()) for part in parts]
+            rows.append([float(lengths[chosen].sum()), len(chosen), math.fsum(sums[0]), math.fsum(sums[1])])
+        return np.array(rows, np.float64).reshape(-1)
+
+    def totals(self, sums: Float64, minibatch: int) -> TextTotals:
+        """What a part must know of its minibatch, from the sums of all parts f64[num_minibatches, 4]."""
+        tokens, sequences, total, squares = (float(number) for number in sums[minibatch])
+        if tokens < 2:
+            return TextTotals(int(tokens), int(sequences))
+        mean = total / tokens
+        variance = max(squares - tokens * mean * mean, 0.0) / (tokens - 1.0)
+        return TextTotals(int(tokens), int(sequences), mean, math.sqrt(variance))
+
+    def num_steps(self, sums: Float64) -> int:
+        """Tokens of the whole batch."""
+        return int(sums[:, 0].sum())
+
+    def _part(self, block: int, minibatch: int) -> Int64:
+        order = self._orders[block]
+        start, stop = part_bounds(len(order), self._rule.num_minibatches)[minibatch : minibatch + 2]
+        return order[start:stop]

@@ -11,6 +11,8 @@ import numpy.typing as npt
 from hpcrl.envs import EnvDescription
 from hpcrl.errors import InputError
 from hpcrl.models import Model, ModelConfig
+from hpcrl.models.language import LanguageModel
+from hpcrl.models.language.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from hpcrl.algorithms.adam import FlatAdam
@@ -127,6 +129,17 @@ class Residents:
             )
             self._live[role] = Resident(role, model)
         return self._live[role]
+
+    def tokenizer(self, role: str) -> Tokenizer:
+        """How a role reads text.
+
+        Raises: InputError for an unknown role, or one that reads none.
+        """
+        config = self._models.get(role)
+        if not isinstance(config, LanguageModel):
+            given = f"'{role}'" if config is None else repr(config)
+            raise InputError(f"model '{role}': want LanguageModel(...), which reads text, given {given}")
+        return config.tokenizer
 
     def load(self, groups: Mapping[str, Mapping[str, Array]], state: Mapping[str, object]) -> None:
         """Takes a checkpoint of one or more roles: the tensors and the state that stood beside them."""

@@ -193,6 +193,8 @@ class Decoder(nn.Module):
         self.architecture, self.heads = architecture, tuple(heads)
         self.checkpoint_activations = False
         """Backward computes each layer's inside again instead of keeping it: memory of one layer, a third more work."""
+        self.excluded_ids: tuple[int, ...] = ()
+        """Ids that are never sampled; probabilities of tokens are taken over the others."""
         self.attention_backend: Backend | None = None
         """Of `forward`; None: the fastest that can, as `attend` says."""
         # On no device first: two megabytes or twenty gigabytes are then allocated once, in their dtype.

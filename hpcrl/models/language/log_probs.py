@@ -21,7 +21,8 @@ def token_log_probs(
     At most `chunk_rows` rows of logits exist at a time; backward computes them again, one chunk and its gradient at a
     time.
     Args:
-        decoder: with a language head; its soft cap is applied before the temperature.
+        decoder: with a language head; its soft cap is applied before the temperature. Its `excluded_ids` have
+            probability 0.
         hidden: [N, hidden], after the final norm.
         targets: i64[N], token ids.
         temperature: > 0.
@@ -38,8 +39,13 @@ def token_log_probs(
     if chunk_rows < 1:
         raise InputError(f"chunk_rows: want >= 1, given {chunk_rows}")
 
+    excluded = torch.tensor(decoder.excluded_ids, dtype=torch.int64, device=hidden.device)
+
     def score(rows: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        return score_logits(decoder.logits(rows) / temperature, tokens)
+        logits = decoder.logits(rows) / temperature
+        if len(excluded):
+            logits = logits.index_fill(1, excluded, -torch.inf)
+        return score_logits(logits, tokens)
 
     chunks = list(zip(hidden.split(chunk_rows), targets.split(chunk_rows), strict=True))  # type: ignore[no-untyped-call]
     # Nothing is drawn, so no generator's state need be kept.

@@ -12,6 +12,8 @@ from hpcrl.models.language import Architecture, Rope
 from hpcrl.models.language.decoder import Decoder
 from hpcrl.models.language.hugging_face import load_decoder, save_folder
 
+EAGER = {"attn_implementation": "eager", "dtype": "auto"}
+
 
 def theirs_one_by_one(reference, tokens, offsets) -> torch.Tensor:
     with torch.no_grad():
@@ -84,7 +86,7 @@ def test_a_folder_goes_from_transformers_to_us_and_back_with_equal_bits(case, dt
     reference = model(case, dtype=dtype)
     reference.save_pretrained(tmp_path / "theirs", max_shard_size="20KB")
     save_folder(tmp_path / "ours", load_decoder(tmp_path / "theirs", dtype=dtype))
-    opened = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours", attn_implementation="eager")
+    opened = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours", **EAGER)
     assert type(opened) is type(reference)
     assert_equal_tensors(opened, reference)
     if dtype == torch.float32:
@@ -101,7 +103,7 @@ def test_bfloat16_errs_no_more_than_transformers(case, tmp_path) -> None:
     tokens, offsets = ragged_batch(reference.config.vocab_size)
     exact = ours_packed(load_decoder(tmp_path, dtype=torch.float64), tokens, offsets)
     ours = ours_packed(load_decoder(tmp_path, dtype=torch.bfloat16), tokens, offsets)
-    opened = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager").eval()
+    opened = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, **EAGER).eval()
     theirs = theirs_one_by_one(opened, tokens, offsets)
     assert theirs.dtype == torch.bfloat16
     assert ours.dtype == torch.float32
@@ -122,7 +124,7 @@ def test_a_folder_goes_from_us_to_transformers_and_back_with_equal_bits(case, tm
     decoder = Decoder(architecture)
     decoder.initialize(torch.Generator().manual_seed(3), std=0.3)
     save_folder(tmp_path / "ours", decoder, max_shard_bytes=20_000)
-    opened = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours", attn_implementation="eager").eval()
+    opened = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours", **EAGER).eval()
     tokens, offsets = ragged_batch(architecture.vocab_size)
     want = theirs_one_by_one(opened, tokens, offsets)
     torch.testing.assert_close(ours_packed(decoder, tokens, offsets), want, atol=1e-4, rtol=0)

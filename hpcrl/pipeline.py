@@ -82,11 +82,20 @@ class Pipeline:
     def _check_models(self) -> None:
         for role, model in self.models.items():
             if not callable(getattr(model, "build", None)):
-                raise InputError(f"Pipeline.models: want Mlp(...) or Cnn(...) as '{role}', given {model!r}")
+                raise InputError(
+                    f"Pipeline.models: want Mlp(...), Cnn(...) or LanguageModel(...) as '{role}', given {model!r}"
+                )
 
     def _check_batch(self) -> None:
         """The lanes divide into blocks, and a block's steps into minibatches."""
         rollout, update = self.rollout, self.find(Update)
+        for stage in self.stages:
+            num_prompts = getattr(stage, "num_prompts", None)
+            if num_prompts is not None and stage.writes and num_prompts % self.num_blocks:
+                raise InputError(
+                    f"{type(stage).__name__}.num_prompts: want a multiple of num_blocks={self.num_blocks}, given "
+                    f"{num_prompts}"
+                )
         if rollout is None:
             return
         if rollout.num_envs % self.num_blocks:
@@ -97,7 +106,7 @@ class Pipeline:
                 f"use {nearest}"
             )
         steps = rollout.num_envs // self.num_blocks * rollout.num_steps
-        if isinstance(update, Update) and update.algorithm.num_minibatches > steps:
+        if isinstance(update, Update) and not update.is_text and update.algorithm.num_minibatches > steps:
             raise InputError(
                 f"PPO.num_minibatches: want at most {steps} (steps of one block and iteration: num_envs / num_blocks * "
                 f"num_steps), given {update.algorithm.num_minibatches}; lower it, or play more"
@@ -157,12 +166,19 @@ def check_graph(stages: Sequence[Stage], *, offline: bool) -> None:
     for name in names:
         if names.count(name) > 1:
             raise InputError(f"stages: want every stage once, given '{name}' {names.count(name)} times")
-    written: dict[str, str] = {}
-    if offline:
-        if "rollout" in names:
-            raise InputError("Pipeline.inputs: rollouts are read from a folder, so want no Rollout stage, given one")
-        source = Rollout(env="offline")
-        written = dict.fromkeys(source.writes, "inputs")
+    if offline and "rollout" in names:
+        raise InputError("Pipeline.inputs: rollouts are read from a folder, so want no Rollout stage, given one")
+    # What takes part changes only where a phase begins or ends.
+    phases = [stage.phase for stage in stages if stage.phase is not None]
+    borders = {0, *(phase.start for phase in phases), *(phase.stop for phase in phases if phase.stop is not None)}
+    for border in sorted(borders):
+        _check_fields([stage for stage in stages if stage.phase is None or stage.phase.holds(border)], offline)
+
+
+def _check_fields(stages: Sequence[Stage], offline: bool) -> None:
+    """Of the stages that take part together, every field read is written before, and none twice."""
+    names = [stage.name for stage in stages]
+    written = dict.fromkeys(Rollout(env="offline").writes, "inputs") if offline else {}
     for stage in stages:
         if isinstance(stage, Evaluate) and stage.env is None and "rollout" not in names:
             raise InputError(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import importlib.util
+import inspect
 import itertools
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -78,7 +81,7 @@ def attend(
         offsets: i64[S + 1]; pass a PackedOffsets to all layers, so that the device is asked once per batch.
         window: keys a query sees, its own included; None: all before it.
         soft_cap: scores become soft_cap tanh(scores / soft_cap).
-        backend: default: per_sequence on the CPU and varlen on CUDA where they can, else masked.
+        backend: default: the first that can of varlen, per_sequence and masked.
     Raises:
         InputError: shapes that do not fit, or a backend that cannot do what is asked.
     """
@@ -106,8 +109,8 @@ def attend(
 
 
 def _default_backend(q: Tensor, window: int | None, soft_cap: float | None) -> Backend:
-    preferred: Backend = "varlen" if q.is_cuda else "per_sequence"
-    return preferred if _problem(preferred, q, window, soft_cap) is None else "masked"
+    fused: tuple[Backend, ...] = ("varlen", "per_sequence")
+    return next((backend for backend in fused if _problem(backend, q, window, soft_cap) is None), "masked")
 
 
 def _problem(backend: Backend, q: Tensor, window: int | None, soft_cap: float | None) -> str | None:
@@ -120,7 +123,19 @@ def _problem(backend: Backend, q: Tensor, window: int | None, soft_cap: float | 
         return f"wants a CUDA device, given {q.device.type}"
     if backend == "varlen" and q.dtype not in (torch.bfloat16, torch.float16):
         return f"wants bfloat16 or float16, given {q.dtype}"
+    if backend == "varlen" and "window_size" not in _varlen_options():
+        return f"wants a PyTorch whose varlen_attn has window_size, given {torch.__version__}"
     return None
+
+
+@functools.cache
+def _varlen_options() -> frozenset[str]:
+    """Parameters of PyTorch's variable-length attention, which differ between releases; none where it is missing."""
+    if importlib.util.find_spec("torch.nn.attention.varlen") is None:
+        return frozenset()
+    from torch.nn.attention.varlen import varlen_attn
+
+    return frozenset(inspect.signature(varlen_attn).parameters)
 
 
 def _fused(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
@@ -134,7 +149,7 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
 
 def _masked(q: Tensor, k: Tensor, v: Tensor, *, scale: float, window: int | None, soft_cap: float | None) -> Tensor:
     length, heads, _ = q.shape
-    k, v = (tensor.repeat_interleave(heads // tensor.shape[1], dim=1) for tensor in (k, v))
+    k, v = _repeated(k, v, heads)
     scores = torch.einsum("qhd,khd->hqk", q, k) * scale
     if soft_cap is not None:
         scores = soft_cap * torch.tanh(scores / soft_cap)
@@ -147,16 +162,22 @@ def _masked(q: Tensor, k: Tensor, v: Tensor, *, scale: float, window: int | None
     return torch.einsum("hqk,khd->qhd", weights, v)
 
 
+def _repeated(k: Tensor, v: Tensor, heads: int) -> tuple[Tensor, Tensor]:
+    """Each key and value head once per query head that it serves."""
+    return k.repeat_interleave(heads // k.shape[1], dim=1), v.repeat_interleave(heads // v.shape[1], dim=1)
+
+
 def _varlen(q: Tensor, k: Tensor, v: Tensor, packed: PackedOffsets, scale: float, window: int | None) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
     offsets = packed.on(q.device)
     # (left, right) neighbours besides the token itself; (-1, 0) is causal without a window.
     neighbours = (-1 if window is None else window - 1, 0)
-    grouped = q.shape[1] != k.shape[1]
-    attended = varlen_attn(
-        q, k, v, offsets, offsets, packed.longest, packed.longest,
-        scale=scale, window_size=neighbours, enable_gqa=grouped,
-    )  # fmt: skip
+    options: dict[str, Any] = {"scale": scale, "window_size": neighbours}
+    if "enable_gqa" in _varlen_options():
+        options["enable_gqa"] = q.shape[1] != k.shape[1]
+    else:
+        k, v = _repeated(k, v, q.shape[1])
+    attended = varlen_attn(q, k, v, offsets, offsets, packed.longest, packed.longest, **options)
     assert isinstance(attended, Tensor), "return_aux alone gives more"
     return attended

@@ -18,8 +18,8 @@ def token_log_probs(
 ) -> tuple[Tensor, Tensor]:
     """log p(target) and the entropy of p = softmax(logits / temperature), row by row, with gradients.
 
-    At most `chunk_rows` rows of logits exist at a time; backward computes them again, one chunk and its gradient at a
-    time.
+    At most `chunk_rows` rows of logits exist at a time; where that is not all of them, backward computes them again,
+    one chunk and its gradient at a time.
     Args:
         decoder: with a language head; its soft cap is applied before the temperature. Its `excluded_ids` have
             probability 0.
@@ -47,7 +47,9 @@ def token_log_probs(
             logits = logits.index_fill(1, excluded, -torch.inf)
         return score_logits(logits, tokens)
 
-    chunks = list(zip(hidden.split(chunk_rows), targets.split(chunk_rows), strict=True))  # type: ignore[no-untyped-call]
+    if len(hidden) <= chunk_rows:
+        return score(hidden, targets)
+    chunks = list(zip(torch.split(hidden, chunk_rows), torch.split(targets, chunk_rows), strict=True))
     # Nothing is drawn, so no generator's state need be kept.
     scored = [checkpoint(score, *chunk, use_reentrant=False, preserve_rng_state=False) for chunk in chunks]
     return torch.cat([log_probs for log_probs, _ in scored]), torch.cat([entropies for _, entropies in scored])

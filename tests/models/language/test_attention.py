@@ -5,8 +5,10 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from hpcrl.errors import InputError
+from hpcrl.models.language import attention
 from hpcrl.models.language.attention import PackedOffsets, attend
 
 OFFSETS = [0, 5, 5, 6, 17, 41]
@@ -110,6 +112,39 @@ def test_what_a_backend_cannot_do_is_refused() -> None:
         attend(q[:-1], k, v, OFFSETS, scale=0.3)
     with pytest.raises(InputError, match=r"heads a multiple of kv_heads"):
         attend(q[:, :3], k, v, OFFSETS, scale=0.3)
+
+
+def stand_in(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale, window_size, enable_gqa) -> torch.Tensor:
+    """What PyTorch documents of varlen_attn: a query sees `left` keys before its own and `right` after it, -1 all."""
+    left, right = window_size
+    assert right == 0
+    assert cu_seq_q.dtype == torch.int32
+    assert torch.equal(cu_seq_q, cu_seq_k)
+    assert max_q == max_k == int(cu_seq_q.diff().max())
+    assert enable_gqa == (query.shape[1] != key.shape[1])
+    window = None if left == -1 else left + 1
+    return torch.from_numpy(oracle(query, key, value, cu_seq_q.tolist(), scale, window))
+
+
+@pytest.mark.parametrize("window", [None, 3])
+@pytest.mark.parametrize("kv_heads", [4, 2])
+def test_varlen_is_called_as_pytorch_documents_it(window, kv_heads, monkeypatch) -> None:
+    """On a stand-in: this machine has no GPU."""
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", stand_in)
+    monkeypatch.setattr(attention, "_problem", lambda *_: None)
+    attention._varlen_options.cache_clear()
+    q, k, v = draw(4, kv_heads)
+    got = attend(q, k, v, OFFSETS, scale=0.3, window=window, backend="varlen")
+    attention._varlen_options.cache_clear()
+    np.testing.assert_allclose(got.numpy(), oracle(q, k, v, OFFSETS, 0.3, window), atol=1e-13)
+
+
+def test_varlen_takes_the_pinned_pytorchs_signature() -> None:
+    """Shapes alone, on a CUDA device that is only pretended."""
+    with FakeTensorMode():
+        q = torch.empty(41, 4, 64, device="cuda", dtype=torch.bfloat16)
+        k = torch.empty(41, 2, 64, device="cuda", dtype=torch.bfloat16)
+        assert attend(q, k, k, OFFSETS, scale=0.125, window=3, backend="varlen").shape == (41, 4, 64)
 
 
 @pytest.mark.gpu

@@ -1,5 +1,6 @@
 """Verifiers and reward functions: (prompts, responses, columns) to one number for each response."""
 
+from hpcrl.rewards.code_execution import CodeExecution, ExecutionLimits
 from hpcrl.rewards.function import FunctionReward
 from hpcrl.rewards.graded import TaskReward
 from hpcrl.rewards.interface import Reward, RewardError, Scores, Verifier, checked_scores
@@ -7,6 +8,8 @@ from hpcrl.rewards.numeric import BoxedAnswer, NumericAnswer
 
 __all__ = [
     "BoxedAnswer",
+    "CodeExecution",
+    "ExecutionLimits",
     "FunctionReward",
     "NumericAnswer",
     "Reward",

@@ -141,10 +141,14 @@ def _varlen_options() -> frozenset[str]:
 def _fused(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
     if len(q) == 0:
         return q
+    dtype = q.dtype
     q, k, v = (tensor.transpose(0, 1).unsqueeze(0) for tensor in (q, k, v))
+    if dtype == torch.bfloat16 and not q.is_cuda:
+        # PyTorch's CPU kernel takes three times as long in bf16, most of it on the way back.
+        q, k, v = q.float(), k.float(), v.float()
     grouped = q.shape[1] != k.shape[1]
     attended = scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=grouped)
-    return attended.squeeze(0).transpose(0, 1)
+    return attended.squeeze(0).transpose(0, 1).to(dtype)
 
 
 def _masked(q: Tensor, k: Tensor, v: Tensor, *, scale: float, window: int | None, soft_cap: float | None) -> Tensor:

@@ -115,6 +115,22 @@ def test_excluded_tokens_add_nothing() -> None:
     torch.testing.assert_close(ours, theirs, atol=1e-14, rtol=0)
 
 
+def test_ids_that_are_never_sampled_have_probability_zero() -> None:
+    decoder, hidden_and_targets = random_decoder(CAPPED), draw(13)
+    hidden, targets = hidden_and_targets[0], hidden_and_targets[1].clamp(min=3)
+    decoder.excluded_ids = (0, 2, VOCABULARY - 1)
+    targets[targets == VOCABULARY - 1] = 5
+    got = token_log_probs(decoder, hidden, targets, chunk_rows=4)
+    kept = [i for i in range(VOCABULARY) if i not in decoder.excluded_ids]
+    all_log_probs = torch.log_softmax(decoder.logits(hidden)[:, kept], dim=-1)
+    places = torch.tensor([kept.index(target) for target in targets.tolist()])
+    want = (all_log_probs.gather(1, places[:, None]).squeeze(1), -(all_log_probs.exp() * all_log_probs).sum(-1))
+    for ours, theirs in zip(got, want, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-10, rtol=0)
+    for ours, theirs in zip(gradients(decoder, hidden, got), gradients(decoder, hidden, want), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-10, rtol=0)
+
+
 class Sizes(TorchDispatchMode):
     """The largest leading extent of any tensor as wide as the vocabulary."""
 

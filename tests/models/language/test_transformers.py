@@ -158,6 +158,27 @@ def test_a_classifier_with_one_label_is_a_value_head(case, kind, tmp_path) -> No
     assert_equal_tensors(opened, reference)
 
 
+@pytest.mark.parametrize("case", ["llama", "gpt2"])
+def test_a_value_head_beside_the_language_head_hinders_no_one(case, tmp_path) -> None:
+    """One folder opens as a language model and as a critic."""
+    decoder = Decoder(Architecture.from_hugging_face(config(case).to_dict()), heads=("language", "value"))
+    decoder.initialize(torch.Generator().manual_seed(3), std=0.3)
+    with torch.no_grad():
+        decoder.score.weight.normal_(generator=torch.Generator().manual_seed(4))
+    save_folder(tmp_path / "both", decoder)
+    tokens, offsets = ragged_batch(decoder.architecture.vocab_size)
+    language = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "both", **EAGER).eval()
+    want = theirs_one_by_one(language, tokens, offsets)
+    torch.testing.assert_close(ours_packed(decoder, tokens, offsets), want, atol=1e-4, rtol=0)
+    options = {"num_labels": 1, "pad_token_id": 0}
+    auto = transformers.AutoModelForSequenceClassification
+    critic = auto.from_pretrained(tmp_path / "both", **EAGER, **options).eval()
+    with torch.no_grad():
+        want = critic(tokens.clamp(min=3)[: offsets[1]][None]).logits[0]
+        values = decoder.values(decoder(tokens.clamp(min=3)[: offsets[1]], [0, offsets[1]]))
+    torch.testing.assert_close(values[-1:], want, atol=1e-4, rtol=0)
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_configs_say_the_same_in_both_spellings(case) -> None:
     """5.x writes `rope_parameters`, 4.5x `rope_theta` and `rope_scaling`; transformers reads ours as its own."""

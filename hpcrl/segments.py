@@ -101,7 +101,7 @@ def policy_update(pipeline: Pipeline, stage: Stage, iteration: int) -> Need | No
 
 def needs(pipeline: Pipeline, stage: Stage, iteration: int) -> tuple[Need, ...]:
     """Everything that must be published before a stage of an iteration starts, wherever it is played."""
-    found = {*_fields(pipeline, stage, iteration), *_own(pipeline, stage, iteration), *stops(pipeline, stage, iteration)}
+    found = {need for kind in (_fields, _own, stops) for need in kind(pipeline, stage, iteration)}
     update = policy_update(pipeline, stage, iteration)
     return tuple(sorted(found if update is None else {*found, update}))
 

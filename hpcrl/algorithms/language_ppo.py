@@ -54,7 +54,7 @@ class LanguagePPO(TextRule):
     value_clip_range: float | None = None
     """A value prediction gains nothing beyond +- this from that at collection; None: no clip."""
     kl_coef: float = 0.0
-    """Weight of a KL penalty to the reference in the loss, >= 0; GRPO's beta. (PPO puts it into the rewards: Refine.)"""
+    """Weight of a KL penalty to the reference in the loss, >= 0; GRPO's beta. (PPO's penalty is a reward: Refine.)"""
     kl_estimator: KlEstimator = "k3"
     """How that divergence is estimated from the sampled token."""
     normalize_advantages: bool = True
@@ -85,7 +85,7 @@ class LanguagePPO(TextRule):
 
     def part_gradient(self, model: Decoder, part: TextPart, totals: TextTotals, *, progress: float = 0.0) -> Float64:
         """See TextRule.part_gradient."""
-        model.zero_grad()
+        model.flat.zero_gradients()
         if len(part.targets) == 0:
             return np.zeros(self.num_statistics)
         loss, statistics = self._loss(model, part, totals)
@@ -198,7 +198,7 @@ class ValueRegression(TextRule):
 
         from hpcrl.ops.losses import value_loss
 
-        model.zero_grad()
+        model.flat.zero_gradients()
         if len(part.targets) == 0:
             return np.zeros(self.num_statistics)
         returns, old_values = part.fields["returns"], part.fields["values"]

@@ -21,7 +21,7 @@ Float64 = npt.NDArray[np.float64]
 class SFT(TextRule):
     """Negative log-likelihood of the response tokens; prompts are context and cost nothing.
 
-        loss = - sum_i w_i log p(token_i | everything before it),  w by `aggregation`
+    loss = - sum_i w_i log p(token_i | everything before it),  w by `aggregation`
     """
 
     statistics: ClassVar[tuple[str, ...]] = ("negative_log_likelihood", "entropy", "confident_tokens", "tokens")
@@ -32,7 +32,7 @@ class SFT(TextRule):
 
         from hpcrl.models.language.log_probs import token_log_probs
 
-        model.zero_grad()
+        model.flat.zero_gradients()
         if len(part.targets) == 0:
             return np.zeros(self.num_statistics)
         hidden = model(part.tokens, part.offsets)[part.rows]

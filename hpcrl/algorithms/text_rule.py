@@ -62,9 +62,9 @@ class TextRule:
     weight_decay: float = 0.0
     """Decoupled weight decay per unit of learning rate (AdamW), >= 0."""
     aggregation: Aggregation = "token"
-    """token: mean over the minibatch's tokens (DAPO, arXiv:2503.14476, eq. 8); sequence: mean over the sequences of each
-    one's mean (GRPO, arXiv:2402.03300, eq. 3); constant: sum over a sequence's tokens divided by `constant`, mean over
-    the sequences (Dr. GRPO, arXiv:2503.20783)."""
+    """token: mean over the minibatch's tokens (DAPO, arXiv:2503.14476, eq. 8); sequence: mean over the sequences of
+    each one's mean (GRPO, arXiv:2402.03300, eq. 3); constant: sum over a sequence's tokens, divided by `constant`,
+    mean over the sequences (Dr. GRPO, arXiv:2503.20783)."""
     constant: float = 1.0
     """The divisor of aggregation="constant", usually the longest response allowed; > 0."""
 
@@ -77,7 +77,9 @@ class TextRule:
         check_number(f"{name}.weight_decay", self.weight_decay, at_least=0.0)
         check_number(f"{name}.max_grad_norm", self.max_grad_norm, above=0.0, optional=True)
         if len(self.adam_betas) != 2:
-            raise InputError(f"{name}.adam_betas: want two numbers, given {self.adam_betas!r}; for example (0.9, 0.999)")
+            raise InputError(
+                f"{name}.adam_betas: want two numbers, given {self.adam_betas!r}; for example (0.9, 0.999)"
+            )
         for beta in self.adam_betas:
             check_number(f"{name}.adam_betas", beta, at_least=0.0, below=1.0)
         check_member(f"{name}.aggregation", self.aggregation, AGGREGATIONS)
@@ -116,14 +118,18 @@ class TextRule:
         raise NotImplementedError
 
     def token_weights(self, part: TextPart, totals: TextTotals) -> Tensor:
-        """What each token's loss counts, f32[num_tokens]: the losses' weighted sum over all parts is the minibatch's."""
+        """What each token's loss counts, f32[num_tokens]: its weighted sum over all parts is the minibatch's loss."""
         import torch
 
         lengths = part.response_lengths
         if self.aggregation == "token":
             return torch.full((int(lengths.sum()),), 1.0 / max(totals.num_tokens, 1))
-        divisors = lengths.astype(np.float64) if self.aggregation == "sequence" else np.full(len(lengths), self.constant)
-        per_sequence = 1.0 / (np.maximum(divisors, 1.0 if self.aggregation == "sequence" else 0.0) * totals.num_sequences)
+        divisors = (
+            lengths.astype(np.float64) if self.aggregation == "sequence" else np.full(len(lengths), self.constant)
+        )
+        per_sequence = 1.0 / (
+            np.maximum(divisors, 1.0 if self.aggregation == "sequence" else 0.0) * totals.num_sequences
+        )
         return torch.from_numpy(np.repeat(per_sequence, lengths).astype(np.float32))
 
 

@@ -153,7 +153,9 @@ def _range(noun: str, first: int, last: int) -> str:
     return f"{noun} {first}" if first == last else f"{noun}s {first} to {last}"
 
 
-def _disk(pipeline: Pipeline, description: EnvDescription | None, batch: Batch | None, checkpoint_bytes: int) -> Iterator[str]:
+def _disk(
+    pipeline: Pipeline, description: EnvDescription | None, batch: Batch | None, checkpoint_bytes: int
+) -> Iterator[str]:
     total = 0
     if batch is not None:
         per_iteration = sum(batch.bytes(fields_of(stage, description)) for stage in pipeline.stages)

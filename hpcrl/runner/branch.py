@@ -15,6 +15,7 @@ from hpcrl.segments import newest_training
 from hpcrl.store.checkpoint import write_checkpoint
 from hpcrl.store.run_folder import RunFolder
 
+
 def branch_source(branch_from: str) -> tuple[str, int, list[RoleCheckpoint]]:
     """Run, iteration and the roles' checkpoints that RUN@ITERATION names."""
     source, _, number = branch_from.rpartition("@")

@@ -30,9 +30,10 @@ def check_pipeline(pipeline: Pipeline) -> EnvDescription | None:
         raise InputError("Pipeline: want a Rollout stage or inputs=RUN, given neither; add one of them")
     description = _check_inputs(pipeline) if pipeline.rollout is None else pipeline.rollout.describe()
     evaluate = pipeline.find(Evaluate)
-    if description is not None and isinstance(evaluate, Evaluate) and (evaluate.env, evaluate.env_options) != (None, None):
+    if description is not None and isinstance(evaluate, Evaluate):
         env, options = evaluate.played(pipeline.rollout)
-        _check_same_spaces(env, describe_env(env, options), description)
+        if (evaluate.env, evaluate.env_options) != (None, None):
+            _check_same_spaces(env, describe_env(env, options), description)
     return description
 
 

@@ -107,9 +107,7 @@ class StageOutput:
     def save_progress(self, tensors: Mapping[str, Mapping[str, Array]], state: Mapping[str, object]) -> None:
         if self._comm.rank == 0:
             self._writer.flush()
-            self._begin().save_progress(
-                lambda folder: write_checkpoint(folder, tensors, state), extra={}
-            )
+            self._begin().save_progress(lambda folder: write_checkpoint(folder, tensors, state), extra={})
         self._comm.barrier()
 
     def load_progress(self) -> tuple[Mapping[str, Mapping[str, Array]], Mapping[str, object]] | None:

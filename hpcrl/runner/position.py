@@ -15,7 +15,6 @@ from hpcrl.store.machine import difference, machine_facts
 from hpcrl.store.run_folder import RunFolder
 from hpcrl.store.stage_folder import StageFolder
 
-
 INITIAL = "initial"
 """Folder of the checkpoint that a branch starts from."""
 
@@ -65,9 +64,7 @@ def find_position(run: RunFolder, pipeline: Pipeline, *, since: int | None = Non
         found = newest_checkpoint(run, pipeline, role, max(iterations, default=-1))
         if found is not None:
             checkpoints[role] = found
-    open_iterations = [
-        _first_untrained(pipeline, role, checkpoints.get(role)) for role in trained_roles(pipeline)
-    ]
+    open_iterations = [_first_untrained(pipeline, role, checkpoints.get(role)) for role in trained_roles(pipeline)]
     first_iteration = max(min(open_iterations, default=0) - 1, 0)
     trained = {
         (iteration, stage.name)

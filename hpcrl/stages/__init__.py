@@ -1,24 +1,33 @@
 """The stages of a pipeline. Each is a frozen dataclass that is its own configuration."""
 
 from hpcrl.stages.advantage import Advantage
+from hpcrl.stages.copy_weights import CopyWeights
 from hpcrl.stages.demonstrate import Demonstrate
 from hpcrl.stages.evaluate import Evaluate, Evaluation, Reached
+from hpcrl.stages.group_advantage import GroupAdvantage
+from hpcrl.stages.read_model import LogProbs, Values
 from hpcrl.stages.rollout import Rollout
+from hpcrl.stages.score import Score
 from hpcrl.stages.stage import Environments, Output, Phase, Stage, StageContext, StageInterruptedError
 from hpcrl.stages.update import Update
 
 __all__ = [
     "Advantage",
+    "CopyWeights",
     "Demonstrate",
     "Environments",
     "Evaluate",
     "Evaluation",
+    "GroupAdvantage",
+    "LogProbs",
     "Output",
     "Phase",
     "Reached",
     "Rollout",
+    "Score",
     "Stage",
     "StageContext",
     "StageInterruptedError",
     "Update",
+    "Values",
 ]

@@ -149,9 +149,9 @@ class _UpdateRun:
             oldest = int(versions.min())
             if self.resident.version - oldest > lag:
                 raise InputError(
-                    f"stage '{self.stage.name}', iteration {self.context.iteration}, block {block}: want steps of policy version "
-                    f"{self.resident.version - lag} or newer (policy_lag={lag}), given version {oldest}; "
-                    "restore the run folder from a copy, or branch from a checkpoint"
+                    f"stage '{self.stage.name}', iteration {self.context.iteration}, block {block}: want steps of "
+                    f"policy version {self.resident.version - lag} or newer (policy_lag={lag}), "
+                    f"given version {oldest}; restore the run folder from a copy, or branch from a checkpoint"
                 )
         return steps
 

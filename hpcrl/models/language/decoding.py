@@ -25,36 +25,14 @@ from hpcrl.data.trajectories import Ending, Ragged
 from hpcrl.errors import InputError
 from hpcrl.models.language.cache import KEYS_PER_BLOCK, KeyValueCache, attend_blocks
 from hpcrl.models.language.decoder import Decoder
-from hpcrl.models.language.sampling import Drawn, Sampling, TokenSampler
+from hpcrl.models.language.sampling import Drawn, TokenSampler
+from hpcrl.models.language.settings import Sampling, Stopping
 from hpcrl.models.language.tokenizer import StopStrings, Tokenizer
 from hpcrl.ops.random import Draw, uniforms
 
 Int64 = npt.NDArray[np.int64]
 
 _IDLE_TOKEN = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stopping:
-    """When a response ends: an EOS id or a stop string terminates it, a length truncates it.
-
-    Raises:
-        InputError: a value out of range.
-    """
-
-    max_tokens: int
-    """Tokens of a response, the EOS included; >= 1. A full context truncates it earlier."""
-    min_tokens: int = 0
-    """EOS ids are excluded from the first `min_tokens` tokens; a stop string completed before them is passed over."""
-    stop_strings: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.max_tokens, int) or self.max_tokens < 1:
-            raise InputError(f"max_tokens: want an integer >= 1, given {self.max_tokens!r}")
-        if not isinstance(self.min_tokens, int) or not 0 <= self.min_tokens <= self.max_tokens:
-            raise InputError(f"min_tokens: want 0 to max_tokens (= {self.max_tokens}), given {self.min_tokens!r}")
-        if "" in self.stop_strings:
-            raise InputError(f"stop_strings: want strings of at least one character, given {self.stop_strings!r}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hpcrl.errors import InputError
-from hpcrl.models.language.sampling import Drawn, Sampling, TokenSampler
+from hpcrl.models.language.sampling import Drawn, TokenSampler
+from hpcrl.models.language.settings import Sampling
 
 SAMPLINGS = [
     Sampling(),

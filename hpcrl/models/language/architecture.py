@@ -201,6 +201,9 @@ class Architecture:
 
         `num_kv_heads` defaults to `num_heads`; `intermediate_size` to 8/3 hidden_size, up to the next multiple of 32: a
         gated MLP then has about the parameters of a plain one four times as wide (Shazeer 2020, arXiv:2002.05202).
+        Example:
+            >>> Architecture.llama(64, hidden_size=128).intermediate_size
+            352
         """
         if hidden_size % num_heads:
             raise InputError(f"hidden_size: want a multiple of num_heads (= {num_heads}), given {hidden_size}")
@@ -245,6 +248,12 @@ class Architecture:
 
         A key that is absent has the value that transformers gives it.  Raises InputError for a family or a value that
         this decoder does not have.
+        Example:
+            >>> Architecture.from_hugging_face({"model_type": "mamba"})
+            Traceback (most recent call last):
+            ...
+            hpcrl.errors.InputError: config.json: model_type: want one of llama, qwen2, qwen3, mistral, gemma2, gpt2, \
+given 'mamba'; convert the model or open it elsewhere
         """
         family = config.get("model_type")
         if family not in FAMILIES:

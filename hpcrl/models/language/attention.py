@@ -84,6 +84,10 @@ def attend(
         backend: default: the first that can of varlen, per_sequence and masked.
     Raises:
         InputError: shapes that do not fit, or a backend that cannot do what is asked.
+    Example: two sequences of 2 and 1 tokens; a first token sees itself alone.
+        >>> v = torch.tensor([1.0, 3.0, 5.0]).reshape(3, 1, 1)
+        >>> attend(torch.zeros(3, 1, 1), torch.zeros(3, 1, 1), v, [0, 2, 3], scale=1.0).flatten()
+        tensor([1., 2., 5.])
     """
     packed = PackedOffsets.of(offsets)
     if not len(q) == len(k) == len(v) == packed.num_tokens or q.shape[1] % k.shape[1] or k.shape != v.shape:

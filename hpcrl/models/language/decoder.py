@@ -175,6 +175,14 @@ class Decoder(nn.Module):
         dtype: of parameters and arithmetic: float32, float64 or bfloat16 (norms and softmax in float32).
         value_bias: the value head has a bias, as transformers' token classification has; a reward model has none.
         device: where the parameters are; "meta" for names and shapes alone.
+    Raises:
+        InputError: heads or a dtype that do not exist.
+    Example: two sequences of 2 and 3 tokens.
+        >>> decoder = Decoder(Architecture.llama(10, hidden_size=8, num_layers=1, num_heads=2))
+        >>> decoder.initialize(torch.Generator().manual_seed(0))
+        >>> hidden = decoder(torch.tensor([1, 2, 1, 2, 3]), [0, 2, 5])
+        >>> decoder.logits(hidden).shape
+        torch.Size([5, 10])
     """
 
     def __init__(

@@ -10,6 +10,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from hpcrl.errors import InputError
+from hpcrl.models.language.architecture import Architecture
 from hpcrl.models.language.decoder import Decoder
 
 
@@ -31,6 +32,11 @@ def token_log_probs(
         log_probs and entropies in nats, f32[N] each (f64 for an f64 decoder).
     Raises:
         InputError: lengths, temperature or chunk_rows out of range.
+    Example: a decoder of zeros is uniform.
+        >>> decoder = Decoder(Architecture.llama(10, hidden_size=8, num_layers=1, num_heads=2))
+        >>> decoder.load_arrays({name: 0 * array for name, array in decoder.arrays().items()})
+        >>> token_log_probs(decoder, torch.ones(2, 8), torch.tensor([3, 4]))[0]
+        tensor([-2.3026, -2.3026], grad_fn=...)
     """
     if hidden.shape[:1] != targets.shape:
         raise InputError(f"targets: want one per row of hidden (= {len(hidden)}), given {list(targets.shape)}")

@@ -22,6 +22,130 @@ LLAMA = {
 QWEN2, GEMMA2 = LLAMA | {"model_type": "qwen2"}, LLAMA | {"model_type": "gemma2"}
 
 
+PUBLISHED = {
+    "Llama-3.1-8B": (
+        {
+            "model_type": "llama",
+            "vocab_size": 128_256,
+            "hidden_size": 4096,
+            "intermediate_size": 14_336,
+            "num_hidden_layers": 32,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 8,
+            "max_position_embeddings": 131_072,
+            "rms_norm_eps": 1e-5,
+            "rope_theta": 500_000.0,
+            "rope_scaling": {
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 8192,
+                "rope_type": "llama3",
+            },
+            "pretraining_tp": 1,
+            "mlp_bias": False,
+            "attention_bias": False,
+        },
+        8_030_261_248,
+        131_072,
+    ),
+    "Qwen2.5-0.5B": (
+        {
+            "model_type": "qwen2",
+            "vocab_size": 151_936,
+            "hidden_size": 896,
+            "intermediate_size": 4864,
+            "num_hidden_layers": 24,
+            "num_attention_heads": 14,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 32_768,
+            "max_window_layers": 24,
+            "sliding_window": 32_768,
+            "use_sliding_window": False,
+            "use_mrope": False,
+            "rope_theta": 1_000_000.0,
+            "tie_word_embeddings": True,
+        },
+        494_032_768,
+        32_768,
+    ),
+    "Qwen3-0.6B": (
+        {
+            "model_type": "qwen3",
+            "vocab_size": 151_936,
+            "hidden_size": 1024,
+            "intermediate_size": 3072,
+            "num_hidden_layers": 28,
+            "num_attention_heads": 16,
+            "num_key_value_heads": 8,
+            "head_dim": 128,
+            "max_position_embeddings": 40_960,
+            "max_window_layers": 28,
+            "sliding_window": None,
+            "use_sliding_window": False,
+            "rope_scaling": None,
+            "rope_theta": 1_000_000,
+            "tie_word_embeddings": True,
+        },
+        596_049_920,
+        40_960,
+    ),
+    "Mistral-7B-v0.1": (
+        {
+            "model_type": "mistral",
+            "vocab_size": 32_000,
+            "hidden_size": 4096,
+            "intermediate_size": 14_336,
+            "num_hidden_layers": 32,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 8,
+            "max_position_embeddings": 32_768,
+            "sliding_window": 4096,
+            "rope_theta": 10_000.0,
+        },
+        7_241_732_096,
+        32_768,
+    ),
+    "gemma-2-2b": (
+        {
+            "model_type": "gemma2",
+            "vocab_size": 256_000,
+            "hidden_size": 2304,
+            "intermediate_size": 9216,
+            "num_hidden_layers": 26,
+            "num_attention_heads": 8,
+            "num_key_value_heads": 4,
+            "head_dim": 256,
+            "max_position_embeddings": 8192,
+            "sliding_window": 4096,
+            "query_pre_attn_scalar": 256,
+            "hidden_act": "gelu_pytorch_tanh",
+            "hidden_activation": "gelu_pytorch_tanh",
+            "cache_implementation": "hybrid",
+        },
+        2_614_341_888,
+        8192,
+    ),
+    "gpt2": (
+        {
+            "model_type": "gpt2",
+            "vocab_size": 50_257,
+            "n_embd": 768,
+            "n_layer": 12,
+            "n_head": 12,
+            "n_positions": 1024,
+            "n_ctx": 1024,
+            "summary_type": "cls_index",
+            "activation_function": "gelu_new",
+            "task_specific_params": {"text-generation": {"do_sample": True, "max_length": 50}},
+        },
+        124_439_808,
+        1024,
+    ),
+}
+"""Shapes of published models, the number of parameters that they are known to have, and their contexts."""
+
+
 def read(config: dict, **changes) -> Architecture:
     return Architecture.from_hugging_face(config | changes)
 
@@ -171,3 +295,15 @@ def test_a_family_that_cannot_say_it_is_refused(changes) -> None:
     odd = dataclasses.replace(Architecture.llama(10), **changes)
     with pytest.raises(InputError, match=r"config cannot say .*choose another family"):
         odd.to_hugging_face()
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_models_have_their_number_of_parameters(name) -> None:
+    from hpcrl.models.language.decoder import Decoder
+
+    config, num_parameters, context = PUBLISHED[name]
+    architecture = Architecture.from_hugging_face(config)
+    assert architecture.context_length == context
+    assert Architecture.from_hugging_face(architecture.to_hugging_face()) == architecture
+    decoder = Decoder(architecture, device="meta")
+    assert sum(parameter.numel() for parameter in decoder.parameters()) == num_parameters

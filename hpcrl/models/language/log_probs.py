@@ -10,7 +10,6 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from hpcrl.errors import InputError
-from hpcrl.models.language.architecture import Architecture
 from hpcrl.models.language.decoder import Decoder
 
 
@@ -33,6 +32,7 @@ def token_log_probs(
     Raises:
         InputError: lengths, temperature or chunk_rows out of range.
     Example: a decoder of zeros is uniform.
+        >>> from hpcrl.models.language import Architecture
         >>> decoder = Decoder(Architecture.llama(10, hidden_size=8, num_layers=1, num_heads=2))
         >>> decoder.load_arrays({name: 0 * array for name, array in decoder.arrays().items()})
         >>> token_log_probs(decoder, torch.ones(2, 8), torch.tensor([3, 4]))[0]

@@ -31,17 +31,9 @@ from hpcrl.errors import InputError
 from hpcrl.rewards.execution_tester import end_descendants
 from hpcrl.rewards.interface import Columns, RewardError, Verifier, column_of
 
-_NAMESPACES = (
-    "unshare",
-    "--user",
-    "--map-root-user",
-    "--net",
-    "--ipc",
-    "--pid",
-    "--fork",
-    "--kill-child",
-    "--mount-proc",
-)
+_NAMESPACES = ("unshare", "--user", "--map-root-user", "--net", "--ipc", "--pid", "--fork", "--kill-child")
+# Inside of some containers, /proc cannot be mounted anew.
+_OWN_PROC = "--mount-proc"
 _FENCE = re.compile(r"^```[ \t]*(?:python|py|python3)?[ \t]*\n(.*?)^```", re.DOTALL | re.MULTILINE | re.IGNORECASE)
 # Two starts of Python and the end of what they left behind, on a busy machine.
 _GRACE_S = 20.0
@@ -91,8 +83,11 @@ def _namespaces() -> tuple[str, ...]:
     """The command before a command that puts it into namespaces of its own; () where that is not allowed."""
     if shutil.which(_NAMESPACES[0]) is None:
         return ()
-    done = subprocess.run([*_NAMESPACES, "true"], stdin=subprocess.DEVNULL, capture_output=True, check=False)
-    return _NAMESPACES if done.returncode == 0 else ()
+    for command in ((*_NAMESPACES, _OWN_PROC), _NAMESPACES):
+        done = subprocess.run([*command, "true"], stdin=subprocess.DEVNULL, capture_output=True, check=False)
+        if done.returncode == 0:
+            return command
+    return ()
 
 
 def run_tests(
@@ -146,11 +141,10 @@ def run_tests(
             "secret": secret,
             "folder": folder,
             "namespaces": list(prefix),
-            "landlock": landlock,
+            "protection": [folder, limits.num_processes, bool(prefix), _OWN_PROC in prefix, landlock],
             "time_s": limits.time_s,
             "memory_bytes": limits.memory_mb * 2**20,
             "file_bytes": int(limits.file_mb * 2**20),
-            "num_processes": limits.num_processes,
         }
         line = _verdict(request, folder, limits.time_s + _GRACE_S)
     finally:
@@ -161,7 +155,8 @@ def run_tests(
     said = json.loads(line) if line else {}
     if said.get("secret") != secret:
         return Execution("crashed", "the tests came to no verdict", seconds, ())
-    protections = [*(("network", "processes") if prefix else ()), *said["protections"]]
+    isolated = ["network"] * bool(prefix) + ["processes"] * (_OWN_PROC in prefix)
+    protections = [*isolated, *said["protections"]]
     return Execution(said["outcome"], said["detail"], seconds, tuple(protections))
 
 

@@ -78,14 +78,15 @@ def _num_tasks() -> int:
     return count
 
 
-def _protect(folder: str, num_processes: int, isolated: bool, landlock: bool) -> list[str]:
-    limit = num_processes + (0 if isolated or not os.path.isdir("/proc/self") else _num_tasks())
+def _protect(folder: str, num_processes: int, namespaces: bool, own_proc: bool, landlock: bool) -> list[str]:
+    limit = num_processes + (0 if namespaces or not os.path.isdir("/proc/self") else _num_tasks())
     _, ceiling = resource.getrlimit(resource.RLIMIT_NPROC)
     limit = limit if ceiling == resource.RLIM_INFINITY else min(limit, ceiling)
     resource.setrlimit(resource.RLIMIT_NPROC, (limit, limit))
-    readable = [sys.base_prefix, sys.base_exec_prefix, "/usr", "/lib", "/lib64", *(["/proc"] if isolated else [])]
+    readable = [sys.base_prefix, sys.base_exec_prefix, "/usr", "/lib", "/lib64", *(["/proc"] if own_proc else [])]
+    readable += [path for path in os.environ.get("LD_LIBRARY_PATH", "").split(":") if path]
     protections = restrict(folder, readable) if landlock else []
-    if not isolated and "signals" not in protections:
+    if not namespaces and "signals" not in protections:
         # A hint rather than a wall: a killed neighbour is this user's own work.
         os.kill = os.killpg = None  # type: ignore[assignment]
     return protections

@@ -81,8 +81,7 @@ class Candidate:
         os.close(results)
         os.set_blocking(self._calls, False)
         try:
-            protection = (request["folder"], request["num_processes"], bool(request["namespaces"]), request["landlock"])
-            self._send((protection, request["program"], request["entry_point"]))
+            self._send((request["protection"], request["program"], request["entry_point"]))
             self.protections: list[str] = self._receive()[1]
         except VerdictError as error:
             if error.outcome == "timed_out":
@@ -214,11 +213,11 @@ def end_descendants(ancestor: int, deadline: float) -> None:
         for pid in found:
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
-        _reap()
         time.sleep(0.001)
 
 
 def _reap() -> None:
+    """Waits for children that have ended: where nothing does, they would stay in the table of processes."""
     with contextlib.suppress(ChildProcessError):
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass
@@ -288,6 +287,7 @@ def main() -> None:
         signal.setitimer(signal.ITIMER_REAL, 0)
         verdict = error
     end_descendants(os.getpid(), time.monotonic() + 5)
+    _reap()
     answer = {"outcome": verdict.outcome, "detail": verdict.detail, "protections": protections}
     with os.fdopen(request["verdict"], "w") as pipe:
         pipe.write(json.dumps({**answer, "secret": request["secret"]}) + "\n")

@@ -63,6 +63,36 @@ class _StoredTensor:
         return (rows.T if self.transposed else rows).contiguous()
 
 
+@dataclass(frozen=True)
+class _Contents:
+    """What the headers of a folder's files say."""
+
+    architecture: Architecture
+    files: Mapping[Path, Mapping[str, str]]
+    """Per file: name as `stored` has it -> name in the file."""
+    stored: Mapping[str, _StoredTensor]
+    shapes: Mapping[str, tuple[int, ...]]
+    """Of the decoder's parameters."""
+
+    @property
+    def parameters(self) -> set[str]:
+        """The decoder's parameters that are there."""
+        names = {name for in_file in self.files.values() for name in in_file}
+        return {parameter for name in names for parameter in self.stored[name].parameters}
+
+    def read(self, wanted: set[str]) -> Iterator[tuple[str, Tensor]]:
+        """The wanted parameters, one tensor of a file after the other."""
+        for file, names in self.files.items():
+            with _open(file) as tensors:
+                for name, name_in_file in names.items():
+                    if wanted.isdisjoint(self.stored[name].parameters):
+                        continue
+                    tensor = tensors.get_tensor(name_in_file)
+                    if not tensor.is_floating_point() or tensor.element_size() < 2:
+                        raise InputError(f"{file}: {name_in_file}: want floating point weights, given {tensor.dtype}")
+                    yield from self.stored[name].split(tensor, self.shapes)
+
+
 def read_folder(path: str | os.PathLike[str]) -> tuple[Architecture, Iterator[tuple[str, Tensor]]]:
     """The architecture of a Hugging Face folder, and its tensors one after the other under this decoder's names.
 
@@ -73,26 +103,8 @@ def read_folder(path: str | os.PathLike[str]) -> tuple[Architecture, Iterator[tu
         InputError: no such folder, no safetensors, an unknown family, or a tensor that is missing, unknown or of
             another shape.  CorruptFileError: a file is truncated or no safetensors file.
     """
-    folder = Path(path)
-    architecture = Architecture.from_hugging_face(read_config(folder))
-    files = _tensor_files(folder, architecture)
-    names = {name for stored_names in files.values() for name in stored_names}
-    heads: tuple[Head, ...] = ("language", "value") if "score.weight" in names else ("language",)
-    # A model for classification has no language head; the trunk must be whole in any case.
-    decoder = Decoder(architecture, heads=heads, value_bias="score.bias" in names, device="meta")
-    shapes = {name: tuple(parameter.shape) for name, parameter in decoder.named_parameters()}
-    stored = _stored_tensors(architecture, shapes)
-    if unknown := sorted(names - stored.keys()):
-        raise InputError(f"{folder}: holds {_few(unknown)}, which a {architecture.family} of this config lacks")
-    if missing := sorted(stored.keys() - names - {"lm_head.weight"}):
-        raise InputError(f"{folder}: want {_few(missing)}, which its files lack; is the download complete?")
-    for file, stored_names in files.items():
-        with _open(file) as tensors:
-            for name, name_in_file in stored_names.items():
-                wanted, given = stored[name].shape(shapes), list(tensors.get_slice(name_in_file).get_shape())
-                if wanted != given:
-                    raise InputError(f"{file}: {name_in_file}: want {wanted}, as {CONFIG} says, given {given}")
-    return architecture, _stream(files, stored, shapes)
+    contents = _contents(Path(path))
+    return contents.architecture, contents.read(contents.parameters)
 
 
 def load_decoder(
@@ -114,28 +126,23 @@ def load_decoder(
     Raises:
         InputError: as `read_folder`, or a head that the folder lacks.
     """
-    architecture, tensors = read_folder(path)
-    loaded: set[str] = set()
-    decoder = Decoder(architecture, heads=heads, dtype=dtype, device=device)
+    contents = _contents(Path(path))
+    there = contents.parameters
+    if "language" in heads and not contents.architecture.tied_embeddings and "lm_head.weight" not in there:
+        raise InputError(f"{path}: want lm_head.weight, which its files lack; open it with heads=('value',)")
+    if "value" in heads and "score.weight" not in there and not new_value_head:
+        raise InputError(
+            f"{path}: want score.weight (a value head), which its files lack; "
+            "pass new_value_head=True to begin with one of zeros"
+        )
+    value_bias = "value" in heads and "score.bias" in there
+    decoder = Decoder(contents.architecture, heads=heads, dtype=dtype, value_bias=value_bias, device=device)
     parameters = dict(decoder.named_parameters())
     with torch.no_grad():
-        for name, tensor in tensors:
-            if name == "score.bias" and decoder.score is not None:
-                decoder.score.bias = torch.nn.Parameter(torch.empty(1, dtype=dtype, device=device))
-                parameters[name] = decoder.score.bias
-            if name in parameters:
-                parameters[name].copy_(tensor)
-                loaded.add(name)
-        missing = parameters.keys() - loaded
-        if "lm_head.weight" in missing:
-            raise InputError(f"{path}: want lm_head.weight, which its files lack; open it with heads=('value',)")
-        if "score.weight" in missing:
-            if not new_value_head:
-                raise InputError(
-                    f"{path}: want score.weight (a value head), which its files lack; "
-                    "pass new_value_head=True to begin with one of zeros"
-                )
+        if "score.weight" in parameters.keys() - there:
             parameters["score.weight"].zero_()
+        for name, tensor in contents.read(parameters.keys() & there):
+            parameters[name].copy_(tensor)
     return decoder
 
 
@@ -167,53 +174,55 @@ def save_folder(
     target = Path(path)
     if target.exists():
         raise InputError(f"{target}: exists already; choose another folder or remove it")
-    architecture = decoder.architecture
-    config = _config(decoder, value_class)
-    source = None if tokenizer_files_from is None else Path(tokenizer_files_from)
-    copied: list[Path] = []
-    if source is not None:
-        copied = [file for name in TOKENIZER_FILES if (file := source / name).is_file()]
-        if not copied:
-            raise InputError(f"{source}: want a folder with tokenizer files (tokenizer.json, ...), found none")
-        copied += [file for file in [source / "generation_config.json"] if file.is_file()]
+    config, copied = _config(decoder, value_class), []
+    if tokenizer_files_from is not None:
+        source = Path(tokenizer_files_from)
+        copied = _files_to_copy(source)
         if (source / CONFIG).is_file():
             config |= {key: value for key, value in read_config(source).items() if key in TOKEN_ID_KEYS}
     config |= extra_config or {}
-    parameters: dict[str, Tensor] = dict(decoder.named_parameters())
-    if (
-        decoder.score is not None
-        and decoder.score.bias is None
-        and decoder.heads == ("value",)
-        and value_class == "token"
-    ):
-        parameters["score.bias"] = torch.zeros(1, dtype=decoder.dtype)
-    shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
-    stored = {
-        _name_in_file(name, architecture, value_class, decoder.heads): tensor
-        for name, tensor in _stored_tensors(architecture, shapes).items()
-    }
-    shards = _shards(stored, parameters, max_shard_bytes)
     target.parent.mkdir(parents=True, exist_ok=True)
     beside = target.with_name(f".{target.name}.{os.getpid()}")
     beside.mkdir()
     try:
         (beside / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-        for file_name, names in shards.items():
-            # Pointers are handed on, so only what is fused or transposed is copied, one shard of it at a time.
-            save_file(
-                {name: stored[name].join(parameters).cpu() for name in names}, beside / file_name, {"format": "pt"}
-            )
-        if len(shards) > 1:
-            total = sum(p.numel() * p.element_size() for p in parameters.values())
-            weight_map = {name: file_name for file_name, names in shards.items() for name in names}
-            index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-            (beside / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+        _write_weights(beside, decoder, max_shard_bytes, value_class)
         for file in copied:
             shutil.copyfile(file, beside / file.name)
         beside.rename(target)
     except BaseException:
         shutil.rmtree(beside)
         raise
+
+
+def _files_to_copy(source: Path) -> list[Path]:
+    tokenizer_files = [file for name in TOKENIZER_FILES if (file := source / name).is_file()]
+    if not tokenizer_files:
+        raise InputError(f"{source}: want a folder with tokenizer files (tokenizer.json, ...), found none")
+    generation = source / "generation_config.json"
+    return [*tokenizer_files, generation] if generation.is_file() else tokenizer_files
+
+
+def _write_weights(folder: Path, decoder: Decoder, max_shard_bytes: int, value_class: str) -> None:
+    parameters: dict[str, Tensor] = dict(decoder.named_parameters())
+    is_token_classifier = decoder.heads == ("value",) and value_class == "token"
+    if is_token_classifier and "score.bias" not in parameters:
+        parameters["score.bias"] = torch.zeros(1, dtype=decoder.dtype)
+    shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
+    stored = _stored_tensors(decoder.architecture, shapes)
+    if is_token_classifier and decoder.architecture.family == "gpt2":
+        # The one class that names its head otherwise.
+        stored = {name.replace("score.", "classifier."): tensor for name, tensor in stored.items()}
+    shards = _shards(stored, parameters, max_shard_bytes)
+    for file_name, names in shards.items():
+        # Pointers are handed on, so only what is fused or transposed is copied, one shard of it at a time.
+        tensors = {name: stored[name].join(parameters).cpu() for name in names}
+        save_file(tensors, folder / file_name, {"format": "pt"})
+    if len(shards) > 1:
+        total = sum(parameter.numel() * parameter.element_size() for parameter in parameters.values())
+        weight_map = {name: file_name for file_name, names in shards.items() for name in names}
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -257,11 +266,26 @@ def _stored_tensors(architecture: Architecture, shapes: Mapping[str, tuple[int, 
     return stored
 
 
-def _name_in_file(name: str, architecture: Architecture, value_class: str, heads: tuple[str, ...]) -> str:
-    """gpt2's token classification calls its head `classifier`."""
-    if architecture.family == "gpt2" and value_class == "token" and heads == ("value",):
-        return name.replace("score.", "classifier.")
-    return name
+def _contents(folder: Path) -> _Contents:
+    architecture = Architecture.from_hugging_face(read_config(folder))
+    files = _tensor_files(folder, architecture)
+    names = {name for in_file in files.values() for name in in_file}
+    heads: tuple[Head, ...] = ("language", "value") if "score.weight" in names else ("language",)
+    decoder = Decoder(architecture, heads=heads, value_bias="score.bias" in names, device="meta")
+    shapes = {name: tuple(parameter.shape) for name, parameter in decoder.named_parameters()}
+    stored = _stored_tensors(architecture, shapes)
+    if unknown := sorted(names - stored.keys()):
+        raise InputError(f"{folder}: holds {_few(unknown)}, which a {architecture.family} of this config lacks")
+    # A model for classification has no language head; the trunk must be whole in any case.
+    if missing := sorted(stored.keys() - names - {"lm_head.weight"}):
+        raise InputError(f"{folder}: want {_few(missing)}, which its files lack; is the download complete?")
+    for file, in_file in files.items():
+        with _open(file) as tensors:
+            for name, name_in_file in in_file.items():
+                wanted, given = stored[name].shape(shapes), list(tensors.get_slice(name_in_file).get_shape())
+                if wanted != given:
+                    raise InputError(f"{file}: {name_in_file}: want {wanted}, as {CONFIG} says, given {given}")
+    return _Contents(architecture, files, stored, shapes)
 
 
 def _tensor_files(folder: Path, architecture: Architecture) -> dict[Path, dict[str, str]]:
@@ -302,20 +326,6 @@ def _own_name(name: str, architecture: Architecture) -> str | None:
         return name.replace("classifier.", "score.")
     prefix = "transformer." if gpt2 else "model."
     return name if name.startswith(prefix) else prefix + name
-
-
-def _stream(
-    files: Mapping[Path, Mapping[str, str]],
-    stored: Mapping[str, _StoredTensor],
-    shapes: Mapping[str, tuple[int, ...]],
-) -> Iterator[tuple[str, Tensor]]:
-    for file, names in files.items():
-        with _open(file) as tensors:
-            for name, name_in_file in names.items():
-                tensor = tensors.get_tensor(name_in_file)
-                if not tensor.is_floating_point() or tensor.element_size() < 2:
-                    raise InputError(f"{file}: {name_in_file}: want floating point weights, given {tensor.dtype}")
-                yield from stored[name].split(tensor, shapes)
 
 
 def _shards(

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import weakref
 from pathlib import Path
 
 import pytest
@@ -97,6 +98,20 @@ def test_tensors_come_one_after_the_other_under_our_names(tmp_path) -> None:
         assert torch.equal(tensor, own[name])
         seen.append(name)
     assert sorted(seen) == sorted(own)
+
+
+def test_two_tensors_at_most_are_in_memory(tmp_path) -> None:
+    """The one that was handed out last and the one that is being read."""
+    save_folder(tmp_path / "saved", random_decoder(UNTIED), max_shard_bytes=20_000)
+    _, tensors = read_folder(tmp_path / "saved")
+    alive: set[int] = set()
+    most = 0
+    for count, (_, tensor) in enumerate(tensors):
+        alive.add(count)
+        weakref.finalize(tensor, alive.discard, count)
+        most = max(most, len(alive))
+    assert count == 20
+    assert most <= 2
 
 
 def test_gpt2_of_the_first_days_has_no_prefix_and_holds_masks(tmp_path) -> None:

@@ -1,11 +1,13 @@
-"""Generates responses: any number of prompts, a fixed number of rows at a time, bits that are a sequence's own.
+"""Generates responses to any number of prompts, with bits that are a sequence's own.
 
-Each forward pass takes `rows` tokens: one of every sequence that is being decoded, and prompt tokens of waiting ones in
-the rows that are left. So a finished sequence's place is taken at once, and no row is padding while a prompt waits.
+Each forward pass takes one token of every sequence that is being decoded, and prompt tokens of waiting ones in the rows
+that are left. So a finished sequence's place is taken at once, and no row is padding while a prompt waits. The rows of
+a pass are filled up to one of a few numbers that give each row the same bits; where only `rows` does, to that.
 
 Measured (AMD Zen 4, PyTorch 2.13, 1 thread; float32, float64, bfloat16): at a fixed number of rows, 1 to 64, a row of
-`linear` has the same bits at any place, beside any neighbours, NaN among them; a matrix of `bmm` the same in any batch.
-`refuse_row_dependent_matrices` looks again wherever a generator starts.
+`linear` has the same bits at any place, beside any neighbours, NaN among them; a matrix of `bmm` the same in any batch;
+and any number of rows from 4 to 1024 gives the bits of 32. (Intel Xeon, AVX-512: from 16 on.)
+`equal_row_counts` looks again wherever a generator starts.
 """
 
 from __future__ import annotations
@@ -19,7 +21,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
 
 from hpcrl.data.trajectories import Ending, Ragged
 from hpcrl.errors import InputError
@@ -93,8 +94,8 @@ class Generator:
     Args:
         decoder: with a language head; its weights may change between calls.
         tokenizer: whose EOS ids end a response; its reserved ids, and logits behind its last id, are never sampled.
-        rows: of every matrix product.
-        num_slots: sequences at a time, at most `rows`; None: `rows`.
+        rows: of every matrix product, or of one with the same bits: `row_counts` says which numbers have them here.
+        num_slots: sequences at a time; None: as many as the largest of `row_counts`.
         max_context: tokens of prompt and response together; None: the decoder's context.
     Raises:
         InputError: values out of range, or a tokenizer that has more ids than the decoder.
@@ -111,8 +112,8 @@ class Generator:
     ) -> None:
         architecture = decoder.architecture
         context = architecture.context_length
-        if rows < 1 or not 1 <= (num_slots or rows) <= rows:
-            raise InputError(f"rows, num_slots: want 1 <= num_slots <= rows, given {num_slots} and {rows}")
+        if rows < 1:
+            raise InputError(f"rows: want an integer >= 1, given {rows}")
         if max_context is not None and not 2 <= max_context <= context:
             raise InputError(f"max_context: want 2 to {context} (the decoder's context), given {max_context}")
         if tokenizer.vocab_size > architecture.vocab_size:
@@ -121,9 +122,13 @@ class Generator:
                 f"{tokenizer.vocab_size}; does it belong to this model?"
             )
         self.decoder, self.tokenizer = decoder, tokenizer
-        self.rows, self.num_slots = rows, num_slots or rows
+        self.row_counts = equal_row_counts(decoder, rows)
+        self.num_slots = num_slots or self.row_counts[-1]
         self.max_context = max_context or context
-        refuse_row_dependent_matrices(decoder, rows)
+        if not 1 <= self.num_slots <= self.row_counts[-1]:
+            raise InputError(
+                f"num_slots: want 1 to {self.row_counts[-1]} (the most rows a pass may have here), given {num_slots}"
+            )
 
     def sampler(self, sampling: Sampling) -> TokenSampler:
         """Draws from this decoder's logits what this tokenizer may sample."""
@@ -236,7 +241,8 @@ class _Batch:
         stopping: Stopping,
     ) -> None:
         self._decoder, self._tokenizer = generator.decoder, generator.tokenizer
-        self._rows, self._num_slots, self._max_context = generator.rows, generator.num_slots, generator.max_context
+        self._row_counts, self._max_context = generator.row_counts, generator.max_context
+        self._num_slots = min(generator.num_slots, len(prompts))
         self._numbers, self._sampler, self._stopping = numbers, sampler, stopping
         self._eos = frozenset(generator.tokenizer.eos_ids)
         # A prompt that is read for several members keeps a slot of its own until the last one starts.
@@ -267,8 +273,8 @@ class _Batch:
             logits = self._logits(forward)
             if forward.num_decoded:
                 sources.append(logits[: forward.num_decoded])
-            for group, row in forward.finished:
-                group.logits = logits[row : row + 1].clone()
+            for row, (group, _) in enumerate(forward.finished, start=forward.num_decoded):
+                group.logits = logits[row : row + 1]
                 self._reading.remove(group)
                 self._read.append(group)
         for group in list(self._read):
@@ -328,7 +334,7 @@ class _Batch:
         finished: list[tuple[_Group, int]] = []
         for group in self._reading:
             start = group.num_read
-            stop = min(len(group.prompt), start + self._rows - len(tokens))
+            stop = min(len(group.prompt), start + self._row_counts[-1] - len(tokens))
             if stop == start:
                 break
             self._cache.reserve(group.slot, start, stop)
@@ -343,7 +349,7 @@ class _Batch:
             group.num_read = stop
             if stop == len(group.prompt):
                 finished.append((group, len(tokens) - 1))
-        idle = self._rows - len(tokens)
+        idle = self._filled(len(tokens)) - len(tokens)
         inside = np.array(positions[len(decoding) :], np.int64) % KEYS_PER_BLOCK
         return _Forward(
             tokens=np.array(tokens + [_IDLE_TOKEN] * idle, np.int64),
@@ -356,7 +362,7 @@ class _Batch:
         )
 
     def _logits(self, forward: _Forward) -> Tensor:
-        """[rows, vocabulary]; of the rows that are not idle they mean something."""
+        """[n, vocabulary]: of the decoded sequences, then behind the finished prompts, then of idle rows."""
         decoder, cache = self._decoder, self._cache
         architecture, device = decoder.architecture, decoder.device
         live, decoded = len(forward.slots), forward.num_decoded
@@ -376,7 +382,7 @@ class _Batch:
         ]
         unit_of_row, inside = (torch.from_numpy(array).to(device) for array in forward.unit_rows)
         hidden = decoder.embed(tokens, positions)
-        attended = hidden.new_zeros((self._rows, architecture.num_heads, head_dim))
+        attended = hidden.new_zeros((len(hidden), architecture.num_heads, head_dim))
         for index, layer in enumerate(decoder.layers):
             q, k, v = layer.project(hidden, positions)
             number, place = cache.place_of_layer[index]
@@ -397,9 +403,14 @@ class _Batch:
                 result = result.view(num_units, kv_heads, KEYS_PER_BLOCK, group_size, head_dim)
                 attended[decoded:live] = result[unit_of_row, :, inside].reshape(live - decoded, -1, head_dim)
             hidden = layer.complete(hidden, attended)
-        if not decoded and not forward.finished:
-            return hidden.new_zeros((self._rows, 0))
-        return decoder.logits(decoder.normalize(hidden))
+        # Of the rows that are sampled from alone: a vocabulary is wide.
+        wanted = [*range(decoded), *(row for _, row in forward.finished)]
+        rows = torch.tensor(wanted + [0] * (self._filled(len(wanted)) - len(wanted)), device=device)
+        return decoder.logits(decoder.normalize(hidden.index_select(0, rows)))
+
+    def _filled(self, num_rows: int) -> int:
+        """The smallest number of rows allowed that holds these."""
+        return next(count for count in self._row_counts if count >= num_rows)
 
     # ---- One token of each -----------------------------------------------------------------------------------------
 
@@ -489,50 +500,71 @@ def _offsets(lengths: Sequence[int]) -> Int64:
     return np.concatenate(([0], np.cumsum(lengths))).astype(np.int64)
 
 
-_looked_at: set[tuple[object, ...]] = set()
+ROW_COUNTS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+"""Numbers of rows that a pass may have, where they give a row the bits that `rows` give it."""
+_counts_found: dict[tuple[object, ...], tuple[int, ...]] = {}
 
 
-def refuse_row_dependent_matrices(decoder: Decoder, rows: int) -> None:
-    """Looks whether this machine's matrix products keep a row's bits whatever the other rows hold, and refuses if not.
+def equal_row_counts(decoder: Decoder, rows: int) -> tuple[int, ...]:
+    """Numbers of rows, ascending, with which this machine gives each row of a pass the bits that it has among `rows`.
 
-    Once per process for each shape, dtype and number of threads of the products that a decoder's decoding is made of.
+    Of `rows` itself it is asked that a row's bits depend neither on its place nor on the other rows. Looked at once per
+    process for each architecture, dtype, device and number of threads, with random rows through every kind of product.
     Raises:
-        InputError: they do not; says for which shape, and what to do.
+        InputError: `rows` itself, or attention's products, do not keep a row's bits; says what to do.
     """
-    architecture, threads = decoder.architecture, torch.get_num_threads()
-    weights = [parameter for parameter in decoder.parameters() if parameter.ndim == 2]
+    key = (decoder.architecture, decoder.dtype, decoder.device, rows, torch.get_num_threads())
+    if key not in _counts_found:
+        with torch.inference_mode():
+            _counts_found[key] = _find_row_counts(decoder, rows)
+    return _counts_found[key]
+
+
+def _find_row_counts(decoder: Decoder, rows: int) -> tuple[int, ...]:
+    architecture = decoder.architecture
     group_size = architecture.num_heads // architecture.num_kv_heads
-    with torch.inference_mode():
-        key: tuple[object, ...]
-        for weight in weights:
-            key = (tuple(weight.shape), weight.dtype, weight.device, rows, threads)
-            if key not in _looked_at and not _keeps_rows(weight, rows):
-                raise InputError(
-                    f"rows: on this machine, with {threads} thread(s), a row of a product of {rows} rows with "
-                    f"{list(weight.shape)} in {weight.dtype} depends on the other rows; choose another number of rows "
-                    "(32 or 64), one compute thread, or another instruction set"
-                )
-            _looked_at.add(key)
-        for queries in (group_size, KEYS_PER_BLOCK * group_size):
-            key = ("attention", queries, architecture.head_dim, decoder.dtype, decoder.device, threads)
-            if key not in _looked_at and not _keeps_matrices(decoder, queries):
-                raise InputError(
-                    f"attention: on this machine, with {threads} thread(s), a product of [{queries}, "
-                    f"{architecture.head_dim}] in {decoder.dtype} depends on its batch; choose one compute thread or "
-                    "another instruction set"
-                )
-            _looked_at.add(key)
-
-
-def _keeps_rows(weight: Tensor, rows: int) -> bool:
+    for queries in (group_size, KEYS_PER_BLOCK * group_size):
+        if not _keeps_matrices(decoder, queries):
+            raise InputError(_row_dependence(f"attention: a product of {queries} queries and its batch"))
     generator = torch.Generator().manual_seed(rows)
-    given = torch.randn(rows, weight.shape[1], generator=generator).to(weight.device, weight.dtype)
-    wanted = linear(given, weight)
-    # Backwards: the first half at other places, beside rows that are no numbers.
-    moved = given.flip(0)
-    moved[: rows // 2] = torch.nan
-    kept = rows - rows // 2
-    return torch.equal(linear(moved, weight).flip(0)[:kept], wanted[:kept])
+    num_rows = max(rows, *ROW_COUNTS)
+    num_rows += -num_rows % rows
+    hidden = torch.randn(num_rows, architecture.hidden_size, generator=generator).to(decoder.device, decoder.dtype)
+    wanted = _without_attention(decoder, hidden, rows)
+    # Backwards: each row at another place, beside others; then beside rows that are no numbers.
+    moved = hidden.flip(0)
+    if not torch.equal(_without_attention(decoder, moved, rows).flip(0), wanted):
+        raise InputError(_row_dependence(f"rows: a row of {rows} and its neighbours"))
+    moved[: num_rows // 2] = torch.nan
+    kept = num_rows - num_rows // 2
+    if not torch.equal(_without_attention(decoder, moved, rows).flip(0)[:kept], wanted[:kept]):
+        raise InputError(_row_dependence(f"rows: a row of {rows} and its neighbours"))
+    # What is left over behind the last whole vector is computed by other functions: elementwise ones want whole ones.
+    widths = (architecture.intermediate_size, architecture.vocab_size if architecture.logit_soft_cap else _WHOLE)
+    equal = [rows]
+    for count in ROW_COUNTS:
+        whole = num_rows // count * count
+        if count != rows and all(count * width % _WHOLE == 0 for width in widths):
+            given = _without_attention(decoder, hidden[:whole], count)
+            equal += [count] if torch.equal(given, wanted[:whole]) else []
+    return tuple(sorted(equal))
+
+
+_WHOLE = 64
+"""Elements of a multiple of every vector that PyTorch's loops take at a time."""
+
+
+def _without_attention(decoder: Decoder, hidden: Tensor, rows: int) -> Tensor:
+    """Logits of hidden [n, hidden], `rows` at a time, through one layer; its projections stand for attention."""
+    layer = decoder.layers[0]
+    outputs = []
+    for part in torch.split(hidden, rows):
+        positions = torch.ones(len(part), dtype=torch.int64, device=part.device)
+        queries, keys, values = layer.project(part, positions)
+        repeats = queries.shape[1] // keys.shape[1]
+        attended = queries + (keys + values).repeat_interleave(repeats, dim=1)
+        outputs.append(decoder.logits(decoder.normalize(layer.complete(part, attended))))
+    return torch.cat(outputs)
 
 
 def _keeps_matrices(decoder: Decoder, queries: int) -> bool:
@@ -540,9 +572,15 @@ def _keeps_matrices(decoder: Decoder, queries: int) -> bool:
     shapes = ((queries, head_dim), (KEYS_PER_BLOCK, head_dim), (queries, KEYS_PER_BLOCK))
     q, k, weights = (torch.randn(37, *shape, generator=generator).to(decoder.device, decoder.dtype) for shape in shapes)
     scores, sums = torch.bmm(q, k.transpose(1, 2)), torch.bmm(weights, k)
-    for chosen in (slice(0, 1), slice(36, 37), slice(5, 13)):
-        if not torch.equal(torch.bmm(q[chosen], k[chosen].transpose(1, 2)), scores[chosen]):
-            return False
-        if not torch.equal(torch.bmm(weights[chosen], k[chosen]), sums[chosen]):
-            return False
-    return True
+    return all(
+        torch.equal(torch.bmm(q[chosen], k[chosen].transpose(1, 2)), scores[chosen])
+        and torch.equal(torch.bmm(weights[chosen], k[chosen]), sums[chosen])
+        for chosen in (slice(0, 1), slice(36, 37), slice(5, 13))
+    )
+
+
+def _row_dependence(what: str) -> str:
+    return (
+        f"{what}: want the same bits whatever is beside them, given others on this machine with "
+        f"{torch.get_num_threads()} compute thread(s); choose another number of rows (32 or 64), or one thread"
+    )

@@ -6,6 +6,7 @@ computation inside C code outlasts; so each comparison runs in a process of its 
 
 from __future__ import annotations
 
+import atexit
 import concurrent.futures
 import contextlib
 import dataclasses
@@ -103,8 +104,15 @@ def _workers(process: int, number: int, memory_mb: int) -> queue.SimpleQueue[_Wo
     """The idle workers of this process; a forked one has its own."""
     idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
     for _ in range(number):
-        idle.put(_Worker(memory_mb))
+        idle.put(worker := _Worker(memory_mb))
+        atexit.register(_end_in, process, worker)
     return idle
+
+
+def _end_in(process: int, worker: _Worker) -> None:
+    # A forked process inherits what is to be done at the exit, but not the worker.
+    if os.getpid() == process:
+        worker.end()
 
 
 @dataclasses.dataclass(frozen=True)

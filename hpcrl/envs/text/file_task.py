@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 import bisect
 import dataclasses
 import functools
@@ -9,7 +10,7 @@ import itertools
 import json
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from hpcrl.envs.text.lines import LineFile
@@ -117,8 +118,8 @@ class _Opened:
     """`lines` are the places of the lines that are used; line k holds the problems bounds[k] to bounds[k + 1] - 1."""
 
     file: LineFile
-    lines: range | list[int]
-    bounds: range | list[int]
+    lines: Sequence[int]
+    bounds: Sequence[int]
     skipped: Skipped
 
 
@@ -129,8 +130,8 @@ def _open(task: FileTask) -> _Opened:
             f"{task.path}: want start < stop <= {len(file)}, its number of lines, given start={task.start}, "
             f"stop={task.stop}" + ("; the file is empty" if len(file) == 0 else "")
         )
-    lines: list[int] = []
-    counts: list[int] = []
+    # Arrays, not lists: a file may have many millions of lines.
+    lines, counts = array.array("q"), array.array("q")
     examples: list[str] = []
     num_skipped = 0
     used = range(task.start, len(file) if task.stop is None else task.stop)
@@ -152,8 +153,8 @@ def _open(task: FileTask) -> _Opened:
     if not lines:
         raise InputError(f"{task.path}: want a line that can be used, all {len(used)} were skipped: {examples[0]}")
     skipped = Skipped(num_skipped, tuple(examples))
-    # Files of millions of lines are the rule of one problem a line: ranges take no memory.
-    bounds = range(len(lines) + 1) if set(counts) == {1} else [0, *itertools.accumulate(counts)]
+    one_each = counts.count(1) == len(counts)
+    bounds = range(len(lines) + 1) if one_each else array.array("q", [0, *itertools.accumulate(counts)])
     return _Opened(file, lines if num_skipped else used, bounds, skipped)
 
 

@@ -4,7 +4,7 @@ Generated code runs under limits of time, memory, file size and processes, in a 
 and with an environment of its own; where the kernel allows, without network, without sight of other processes (a user
 namespace), and without any file but Python's own and its folder's (Landlock). **This is no sandbox against a determined
 attacker**: it keeps out what a policy in training finds, and its mistakes. Run what you do not trust on a machine of
-its own.
+its own. Linux only.
 """
 
 from __future__ import annotations

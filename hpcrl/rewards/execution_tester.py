@@ -68,15 +68,18 @@ class Candidate:
             ctypes.CDLL(None).prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)
             limit_resources(request)
 
-        self.process = subprocess.Popen(
-            [*request["namespaces"], sys.executable, "-I", "-S", script, str(calls), str(results)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            pass_fds=(calls, results),
-            preexec_fn=limit,
-            cwd=request["folder"],
-        )
+        try:
+            self.process = subprocess.Popen(
+                [*request["namespaces"], sys.executable, "-I", "-S", script, str(calls), str(results)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                pass_fds=(calls, results),
+                preexec_fn=limit,
+                cwd=request["folder"],
+            )
+        except (OSError, subprocess.SubprocessError) as error:
+            raise VerdictError("unsupported", f"no process for the program could be started: {error}") from None
         os.close(calls)
         os.close(results)
         os.set_blocking(self._calls, False)

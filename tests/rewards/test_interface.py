@@ -145,6 +145,8 @@ def test_task_rewards(task):
     right = sum(a == b for a, b in zip(columns["answer"], columns["answer"][1:] + columns["answer"][:1], strict=True))
     scores = checked_scores(reward, prompts, shifted, columns)
     assert scores.outcomes == {"right": right, "wrong": 30 - right}
+    if isinstance(task, WordProblems):
+        assert checked_scores(NumericAnswer(), prompts, columns["solution"], columns).outcomes == {"right": 30}
     assert checked_scores(reward, prompts, ["?"] * 30, columns).outcomes == {"no_answer": 30}
     steps = reward.score_steps(prompts, columns["solution"], columns)
     assert [set(each) for each in steps] == [{1.0}] * 30

@@ -58,7 +58,12 @@ def attend_blocks(
     else:
         k, v = keys.index_select(0, plan.blocks), values.index_select(0, plan.blocks)
     flat = (num_pairs * kv_heads, -1, head_dim)
-    queries = (q * scale).index_select(0, plan.owners).view(flat)
+    arithmetic = attention_dtype(q.dtype, q.device)
+    queries, k, v = (
+        (q * scale).to(arithmetic).index_select(0, plan.owners).view(flat),
+        k.to(arithmetic),
+        v.to(arithmetic),
+    )
     scores = torch.bmm(queries, k.view(flat).transpose(1, 2)).view(num_pairs, kv_heads, num_queries, KEYS_PER_BLOCK)
     if scores.dtype == torch.bfloat16:
         scores = scores.float()
@@ -79,6 +84,14 @@ def attend_blocks(
         totals += block_totals.index_select(0, pairs)
         sums += block_sums.index_select(0, pairs)
     return (sums / totals.unsqueeze(-1)).to(q.dtype)
+
+
+def attention_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """Of the products in `attend_blocks`: f32 for bf16 on a CPU.
+
+    For bf16, PyTorch there chooses the library by the size of the whole batch (measured: other bits).
+    """
+    return torch.float32 if dtype == torch.bfloat16 and device.type == "cpu" else dtype
 
 
 class BlockPool:

@@ -4,9 +4,9 @@ Each forward pass takes one token of every sequence that is being decoded, and p
 that are left. So a finished sequence's place is taken at once, and no row is padding while a prompt waits. The rows of
 a pass are filled up to one of a few numbers that give each row the same bits; where only `rows` does, to that.
 
-Measured (AMD Zen 4, PyTorch 2.13, 1 thread; float32, float64, bfloat16): at a fixed number of rows, 1 to 64, a row of
-`linear` has the same bits at any place, beside any neighbours, NaN among them; a matrix of `bmm` the same in any batch;
-and any number of rows from 4 to 1024 gives the bits of 32. (Intel Xeon, AVX-512: from 16 on.)
+Measured (AMD Zen 4, PyTorch 2.13, 1 thread): at a fixed number of rows, 1 to 64, a row of `linear` has the same bits at
+any place, beside any neighbours, NaN among them; in float32 and float64 any number of rows from 4 to 1024 gives the
+bits of 32 (Intel Xeon, AVX-512: from 16 on), and a matrix of `bmm` has the same bits in any batch; not in bfloat16.
 `equal_row_counts` looks again wherever a generator starts.
 """
 
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from hpcrl.data.trajectories import Ending, Ragged
 from hpcrl.errors import InputError
-from hpcrl.models.language.cache import KEYS_PER_BLOCK, KeyValueCache, attend_blocks
+from hpcrl.models.language.cache import KEYS_PER_BLOCK, KeyValueCache, attend_blocks, attention_dtype
 from hpcrl.models.language.decoder import Decoder
 from hpcrl.models.language.sampling import Drawn, TokenSampler
 from hpcrl.models.language.settings import Sampling, Stopping
@@ -542,7 +542,8 @@ def _find_row_counts(decoder: Decoder, rows: int) -> tuple[int, ...]:
     # What is left over behind the last whole vector is computed by other functions: elementwise ones want whole ones.
     widths = (architecture.intermediate_size, architecture.vocab_size if architecture.logit_soft_cap else _WHOLE)
     equal = [rows]
-    for count in ROW_COUNTS:
+    # Rounded to bf16, most differences of a sum's order are gone, so that equal bits here would prove little.
+    for count in ROW_COUNTS if decoder.dtype != torch.bfloat16 else ():
         whole = num_rows // count * count
         if count != rows and all(count * width % _WHOLE == 0 for width in widths):
             given = _without_attention(decoder, hidden[:whole], count)
@@ -569,8 +570,9 @@ def _without_attention(decoder: Decoder, hidden: Tensor, rows: int) -> Tensor:
 
 def _keeps_matrices(decoder: Decoder, queries: int) -> bool:
     generator, head_dim = torch.Generator().manual_seed(queries), decoder.architecture.head_dim
+    dtype = attention_dtype(decoder.dtype, decoder.device)
     shapes = ((queries, head_dim), (KEYS_PER_BLOCK, head_dim), (queries, KEYS_PER_BLOCK))
-    q, k, weights = (torch.randn(37, *shape, generator=generator).to(decoder.device, decoder.dtype) for shape in shapes)
+    q, k, weights = (torch.randn(37, *shape, generator=generator).to(decoder.device, dtype) for shape in shapes)
     scores, sums = torch.bmm(q, k.transpose(1, 2)), torch.bmm(weights, k)
     return all(
         torch.equal(torch.bmm(q[chosen], k[chosen].transpose(1, 2)), scores[chosen])

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from hpcrl.data.configuration import from_plain, to_plain
-from hpcrl.envs.text import ModularSums, WordProblems
+from hpcrl.envs.text import ModularSums, WordProblems, columns_of
 from hpcrl.errors import InputError
 from hpcrl.rewards import FunctionReward, NumericAnswer, RewardError, TaskReward, checked_scores
 
@@ -136,7 +136,7 @@ def test_a_module_that_is_not_there():
 def test_task_rewards(task):
     problems = [task.problem(index) for index in range(30)]
     prompts = [problem.prompt for problem in problems]
-    columns = {name: [problem.columns[name] for problem in problems] for name in ("answer", "solution", "completion")}
+    columns = columns_of(problems)
     reward = TaskReward(task, right=2.0, wrong=-1.0)
     scores = checked_scores(reward, prompts, columns["solution"], columns)
     assert scores.values.tolist() == [2.0] * 30

@@ -11,7 +11,7 @@ from hpcrl.envs.text.file_task import FileTask
 from hpcrl.envs.text.gsm8k import Gsm8k, Gsm8kSolutions
 from hpcrl.envs.text.hh import HhPairs
 from hpcrl.envs.text.jsonl import JsonLines
-from hpcrl.envs.text.task import Conversation, Message, Problem, TextTask
+from hpcrl.envs.text.task import Conversation, Message, Problem, TextTask, columns_of
 
 __all__ = [
     "ArithmeticTask",
@@ -28,4 +28,5 @@ __all__ = [
     "Problem",
     "TextTask",
     "WordProblems",
+    "columns_of",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -44,6 +44,17 @@ class Problem:
 
     prompt: str | Conversation
     columns: Mapping[str, object] = dataclasses.field(default_factory=dict)
+
+
+def columns_of(problems: Sequence[Problem]) -> dict[str, list[object]]:
+    """The problems' columns, a value for each problem; None where one of them lacks a column that another has.
+
+    Example:
+        >>> columns_of([Problem("6*7=", {"answer": "42"}), Problem("6*8=", {"answer": "48", "level": 2})])
+        {'answer': ['42', '48'], 'level': [None, 2]}
+    """
+    names = dict.fromkeys(name for problem in problems for name in problem.columns)
+    return {name: [problem.columns.get(name) for problem in problems] for name in names}
 
 
 class TextTask(Protocol):

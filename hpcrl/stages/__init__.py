@@ -4,8 +4,11 @@ from hpcrl.stages.advantage import Advantage
 from hpcrl.stages.copy_weights import CopyWeights
 from hpcrl.stages.demonstrate import Demonstrate
 from hpcrl.stages.evaluate import Evaluate, Evaluation, Reached
+from hpcrl.stages.evaluate_text import EvaluateText
+from hpcrl.stages.generate import Generate
 from hpcrl.stages.group_advantage import GroupAdvantage
 from hpcrl.stages.read_model import LogProbs, Values
+from hpcrl.stages.refine import Refine
 from hpcrl.stages.rollout import Rollout
 from hpcrl.stages.score import Score
 from hpcrl.stages.stage import Environments, Output, Phase, Stage, StageContext, StageInterruptedError
@@ -17,12 +20,15 @@ __all__ = [
     "Demonstrate",
     "Environments",
     "Evaluate",
+    "EvaluateText",
     "Evaluation",
+    "Generate",
     "GroupAdvantage",
     "LogProbs",
     "Output",
     "Phase",
     "Reached",
+    "Refine",
     "Rollout",
     "Score",
     "Stage",

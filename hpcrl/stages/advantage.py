@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from hpcrl.data import Trajectories
 from hpcrl.errors import InputError
-from hpcrl.stages.stage import Stage, StageContext, StageInterruptedError
+from hpcrl.stages.stage import Phase, Stage, StageContext, StageInterruptedError
 
 Float32 = npt.NDArray[np.float32]
 
@@ -44,6 +44,8 @@ class Advantage(Stage):
     """V-trace's c-bar, > 0."""
     mesh: str = "main"
     """The mesh on which it runs."""
+    phase: Phase | None = None
+    """When it takes part; None: always."""
 
     def __post_init__(self) -> None:
         for field in ("gamma", "gae_lambda"):

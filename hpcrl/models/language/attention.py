@@ -71,7 +71,8 @@ def attend(
 
     Query head h uses key and value head h // (heads / kv_heads).  Backends:
 
-    - per_sequence: PyTorch's fused attention, one call per sequence; no soft cap, no window below the longest sequence.
+    - per_sequence: PyTorch's fused attention, one call per sequence (one in all where they are of one length); no soft
+      cap, no window below the longest sequence.
     - varlen: `torch.nn.attention.varlen`, one call for all sequences; CUDA, bf16 or f16, no soft cap.  Not run on a GPU
       yet.
     - masked: the scores as matrices, one sequence at a time; the reference, takes everything.
@@ -105,10 +106,14 @@ def attend(
         return q
     if chosen == "varlen":
         return _varlen(q, k, v, packed, scale, window)
+    if chosen == "per_sequence" and min(packed.lengths) == packed.longest:
+        # Sequences of one length need one call; their bits are those of single calls.
+        q, k, v = (tensor.reshape(-1, packed.longest, *tensor.shape[1:]) for tensor in (q, k, v))
+        return _fused(q, k, v, scale=scale).flatten(0, 1)
     # `split` is one operation with one backward; a slice per sequence would write a whole gradient for each.
     parts = zip(*(torch.split(tensor, packed.lengths) for tensor in (q, k, v)), strict=True)
     if chosen == "per_sequence":
-        return torch.cat([_fused(*part, scale=scale) for part in parts])
+        return torch.cat([_fused(*(x.unsqueeze(0) for x in part), scale=scale).squeeze(0) for part in parts])
     return torch.cat([_masked(*part, scale=scale, window=window, soft_cap=soft_cap) for part in parts])
 
 
@@ -143,16 +148,17 @@ def _varlen_options() -> frozenset[str]:
 
 
 def _fused(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
-    if len(q) == 0:
+    """[sequences, tokens, heads, d], sequences of one length."""
+    if q.shape[1] == 0:
         return q
     dtype = q.dtype
-    q, k, v = (tensor.transpose(0, 1).unsqueeze(0) for tensor in (q, k, v))
+    q, k, v = (tensor.transpose(1, 2) for tensor in (q, k, v))
     if dtype == torch.bfloat16 and not q.is_cuda:
         # PyTorch's CPU kernel takes three times as long in bf16, most of it on the way back.
         q, k, v = q.float(), k.float(), v.float()
     grouped = q.shape[1] != k.shape[1]
     attended = scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=grouped)
-    return attended.squeeze(0).transpose(0, 1).to(dtype)
+    return attended.transpose(1, 2).to(dtype)
 
 
 def _masked(q: Tensor, k: Tensor, v: Tensor, *, scale: float, window: int | None, soft_cap: float | None) -> Tensor:

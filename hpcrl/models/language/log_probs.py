@@ -48,7 +48,9 @@ def token_log_probs(
     excluded = torch.tensor(decoder.excluded_ids, dtype=torch.int64, device=hidden.device)
 
     def score(rows: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        logits = decoder.logits(rows) / temperature
+        logits = decoder.logits(rows)
+        if temperature != 1.0:
+            logits = logits / temperature
         if len(excluded):
             logits = logits.index_fill(1, excluded, -torch.inf)
         return score_logits(logits, tokens)
@@ -70,33 +72,39 @@ def score_logits(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
 class _ScoreLogits(torch.autograd.Function):
     """With l = log softmax(z), p = exp(l), H = -sum p l:  d l_t / d z_j = [j = t] - p_j,  d H / d z_j = -p_j (l_j + H).
 
-    By hand, because autograd would keep the logits four times over.
+    By hand, because autograd would keep the logits four times over and take each exponential twice.  With u = z - max z
+    and s = sum exp(u):  l = u - log s,  H = log s - sum exp(u) u / s, two terms of one sign.
     """
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        log_normalizers = torch.logsumexp(logits, dim=-1, keepdim=True)
-        log_probs = (logits.gather(1, targets.unsqueeze(1)) - log_normalizers).squeeze(1)
-        all_log_probs = _finite(logits - log_normalizers)
-        entropies = -all_log_probs.exp().mul_(all_log_probs).sum(-1)
-        ctx.save_for_backward(logits, targets, log_normalizers, entropies)
-        return log_probs, entropies
+        ctx.set_materialize_grads(False)
+        maxima = logits.amax(-1, keepdim=True)
+        log_probs = logits.gather(1, targets.unsqueeze(1)) - maxima
+        # A token that a mask excluded has probability 0, and so must be 0 times its logit, which -inf would spoil.
+        shifted = (logits - maxima).clamp_(min=-1e4)
+        exponentials = shifted.exp()
+        sums = exponentials.sum(-1, keepdim=True)
+        log_sums = sums.log()
+        entropies = log_sums - (exponentials * shifted).sum(-1, keepdim=True) / sums
+        ctx.save_for_backward(targets, shifted, exponentials, sums, entropies - log_sums)
+        return (log_probs - log_sums).squeeze(1), entropies.squeeze(1)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, log_probs_gradient: Tensor, entropies_gradient: Tensor) -> tuple[Tensor, None]:
-        logits, targets, log_normalizers, entropies = ctx.saved_tensors
-        gradient = _finite(logits - log_normalizers)
-        probs = gradient.exp()
-        # -p (g_l + g_H (l + H)), in the memory of l.
-        gradient += entropies.unsqueeze(1)
-        gradient *= entropies_gradient.unsqueeze(1)
-        gradient += log_probs_gradient.unsqueeze(1)
-        gradient *= probs.neg_()
-        gradient.scatter_add_(1, targets.unsqueeze(1), log_probs_gradient.unsqueeze(1))
+    def backward(
+        ctx: Any, log_probs_gradient: Tensor | None, entropies_gradient: Tensor | None
+    ) -> tuple[Tensor | None, None]:
+        targets, shifted, exponentials, sums, entropies_less_log_sums = ctx.saved_tensors
+        gradient: Tensor | None = None
+        if entropies_gradient is not None:
+            slope = -entropies_gradient.unsqueeze(1) / sums
+            gradient = (shifted + entropies_less_log_sums).mul_(exponentials).mul_(slope)
+        if log_probs_gradient is not None:
+            column = log_probs_gradient.unsqueeze(1)
+            if gradient is None:
+                gradient = exponentials * (-column / sums)
+            else:
+                gradient.addcmul_(exponentials, -column / sums)
+            gradient.scatter_add_(1, targets.unsqueeze(1), column)
         return gradient, None
-
-
-def _finite(log_probs: Tensor) -> Tensor:
-    """For tokens that a mask excluded: their probability is 0, and so must be 0 times this, which -inf would spoil."""
-    return log_probs.clamp_(min=-1e4)

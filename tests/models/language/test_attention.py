@@ -67,6 +67,18 @@ def test_the_fused_backend_equals_the_reference(dtype) -> None:
     torch.testing.assert_close(fused, masked, atol=1e-6 if dtype == torch.float32 else 0.02, rtol=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("length", [1, 5, 41, 100])
+def test_sequences_of_one_length_have_the_bits_of_single_calls(dtype, length) -> None:
+    q, k, v = (tensor.requires_grad_() for tensor in draw(4, 2, dtype, tokens=3 * length))
+    results = []
+    for offsets in ([0, length, 2 * length, 3 * length], [0, length, length, 2 * length, 3 * length]):
+        attended = attend(q, k, v, offsets, scale=0.3, backend="per_sequence")
+        results.append((attended, *torch.autograd.grad(attended.square().sum(), [q, k, v])))
+    for together, single in zip(*results, strict=True):
+        assert torch.equal(together, single)
+
+
 def test_a_sequence_does_not_see_its_neighbours() -> None:
     q, k, v = draw(4, 2, torch.float32)
     before = attend(q, k, v, OFFSETS, scale=0.3)

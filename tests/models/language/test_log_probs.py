@@ -66,6 +66,17 @@ def test_values_and_gradients_equal_the_whole_to_1e_10(architecture, temperature
             torch.testing.assert_close(ours, theirs, atol=1e-10, rtol=0)
 
 
+@pytest.mark.parametrize("used", [0, 1])
+def test_one_result_alone_can_be_learned_from(used) -> None:
+    decoder = random_decoder(PLAIN)
+    hidden, targets = draw(13)
+    ours, theirs = (
+        torch.autograd.grad(results[used].square().sum(), hidden)[0]
+        for results in (token_log_probs(decoder, hidden, targets, chunk_rows=4), whole(decoder, hidden, targets))
+    )
+    torch.testing.assert_close(ours, theirs, atol=1e-10, rtol=0)
+
+
 def test_no_rows() -> None:
     decoder = random_decoder(PLAIN)
     hidden, targets = draw(0)

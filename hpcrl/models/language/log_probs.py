@@ -55,9 +55,11 @@ def token_log_probs(
             logits = logits.index_fill(1, excluded, -torch.inf)
         return score_logits(logits, tokens)
 
-    if len(hidden) <= chunk_rows:
+    num_chunks = -(-len(hidden) // chunk_rows)
+    if num_chunks <= 1:
         return score(hidden, targets)
-    chunks = list(zip(torch.split(hidden, chunk_rows), torch.split(targets, chunk_rows), strict=True))
+    # Of about one size: a last chunk of a few rows would get another matrix kernel, and so other bits.
+    chunks = list(zip(hidden.tensor_split(num_chunks), targets.tensor_split(num_chunks), strict=True))
     # Nothing is drawn, so no generator's state need be kept.
     scored = [checkpoint(score, *chunk, use_reentrant=False, preserve_rng_state=False) for chunk in chunks]
     return torch.cat([log_probs for log_probs, _ in scored]), torch.cat([entropies for _, entropies in scored])

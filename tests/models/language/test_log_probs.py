@@ -165,6 +165,16 @@ def test_the_logits_never_exist_whole() -> None:
     assert sizes.most_rows == 16
 
 
+@pytest.mark.parametrize(("rows", "chunks"), [(32, [32]), (33, [17, 16]), (100, [25, 25, 25, 25])])
+def test_chunks_are_of_about_one_size(rows, chunks, monkeypatch) -> None:
+    """Matrix libraries take other kernels below 16 rows."""
+    decoder = random_decoder(PLAIN)
+    logits, seen = decoder.logits, []
+    monkeypatch.setattr(decoder, "logits", lambda part: seen.append(len(part)) or logits(part))
+    token_log_probs(decoder, *draw(rows), chunk_rows=32)
+    assert seen == chunks
+
+
 def test_nothing_as_wide_as_the_vocabulary_is_kept_for_backward() -> None:
     decoder = random_decoder(PLAIN)
     hidden, targets = draw(100)

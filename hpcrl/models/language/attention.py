@@ -72,7 +72,7 @@ def attend(
     Query head h uses key and value head h // (heads / kv_heads).  Backends:
 
     - per_sequence: PyTorch's fused attention, one call per sequence (one in all where they are of one length); no soft
-      cap, no window below the longest sequence.
+      cap.
     - varlen: `torch.nn.attention.varlen`, one call for all sequences; CUDA, bf16 or f16, no soft cap.  Not run on a GPU
       yet.
     - masked: the scores as matrices, one sequence at a time; the reference, takes everything.
@@ -96,11 +96,9 @@ def attend(
             f"attention: want q [T, heads, d], k and v [T, kv_heads, d] with T = {packed.num_tokens} (= offsets[-1]) "
             f"and heads a multiple of kv_heads, given {list(q.shape)}, {list(k.shape)}, {list(v.shape)}"
         )
-    if window is not None and window >= packed.longest:
-        window = None
-    chosen = _default_backend(q, window, soft_cap) if backend is None else backend
+    chosen = _default_backend(q, soft_cap) if backend is None else backend
     check_member("attention backend", chosen, ("per_sequence", "varlen", "masked"))
-    if chosen != "masked" and (problem := _problem(chosen, q, window, soft_cap)) is not None:
+    if chosen != "masked" and (problem := _problem(chosen, q, soft_cap)) is not None:
         raise InputError(f"attention backend {chosen!r}: {problem}; use backend='masked'")
     if packed.num_tokens == 0:
         return q
@@ -109,25 +107,25 @@ def attend(
     if chosen == "per_sequence" and min(packed.lengths) == packed.longest:
         # Sequences of one length need one call; their bits are those of single calls.
         q, k, v = (tensor.reshape(-1, packed.longest, *tensor.shape[1:]) for tensor in (q, k, v))
-        return _fused(q, k, v, scale=scale).flatten(0, 1)
+        return _fused(q, k, v, scale=scale, window=window).flatten(0, 1)
     # `split` is one operation with one backward; a slice per sequence would write a whole gradient for each.
     parts = zip(*(torch.split(tensor, packed.lengths) for tensor in (q, k, v)), strict=True)
     if chosen == "per_sequence":
-        return torch.cat([_fused(*(x.unsqueeze(0) for x in part), scale=scale).squeeze(0) for part in parts])
+        single = (tuple(tensor.unsqueeze(0) for tensor in part) for part in parts)
+        return torch.cat([_fused(*part, scale=scale, window=window).squeeze(0) for part in single])
     return torch.cat([_masked(*part, scale=scale, window=window, soft_cap=soft_cap) for part in parts])
 
 
-def _default_backend(q: Tensor, window: int | None, soft_cap: float | None) -> Backend:
+def _default_backend(q: Tensor, soft_cap: float | None) -> Backend:
+    """By device, dtype and cap alone: the lengths of other sequences must not move a sequence's bits."""
     fused: tuple[Backend, ...] = ("varlen", "per_sequence")
-    return next((backend for backend in fused if _problem(backend, q, window, soft_cap) is None), "masked")
+    return next((backend for backend in fused if _problem(backend, q, soft_cap) is None), "masked")
 
 
-def _problem(backend: Backend, q: Tensor, window: int | None, soft_cap: float | None) -> str | None:
+def _problem(backend: Backend, q: Tensor, soft_cap: float | None) -> str | None:
     """Why a fused backend cannot do it."""
     if soft_cap is not None:
         return "has no soft cap"
-    if backend == "per_sequence" and window is not None:
-        return f"has no window (= {window}) shorter than the longest sequence"
     if backend == "varlen" and not q.is_cuda:
         return f"wants a CUDA device, given {q.device.type}"
     if backend == "varlen" and q.dtype not in (torch.bfloat16, torch.float16):
@@ -147,17 +145,20 @@ def _varlen_options() -> frozenset[str]:
     return frozenset(inspect.signature(varlen_attn).parameters)
 
 
-def _fused(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
+def _fused(q: Tensor, k: Tensor, v: Tensor, *, scale: float, window: int | None) -> Tensor:
     """[sequences, tokens, heads, d], sequences of one length."""
-    if q.shape[1] == 0:
+    length, dtype = q.shape[1], q.dtype
+    if length == 0:
         return q
-    dtype = q.dtype
+    visible = _visible(length, window, q.device) if window is not None and window < length else None
     q, k, v = (tensor.transpose(1, 2) for tensor in (q, k, v))
     if dtype == torch.bfloat16 and not q.is_cuda:
         # PyTorch's CPU kernel takes three times as long in bf16, most of it on the way back.
         q, k, v = q.float(), k.float(), v.float()
     grouped = q.shape[1] != k.shape[1]
-    attended = scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=grouped)
+    attended = scaled_dot_product_attention(
+        q, k, v, attn_mask=visible, is_causal=visible is None, scale=scale, enable_gqa=grouped
+    )
     return attended.transpose(1, 2).to(dtype)
 
 
@@ -167,13 +168,15 @@ def _masked(q: Tensor, k: Tensor, v: Tensor, *, scale: float, window: int | None
     scores = torch.einsum("qhd,khd->hqk", q, k) * scale
     if soft_cap is not None:
         scores = soft_cap * torch.tanh(scores / soft_cap)
-    distance = torch.arange(length, device=q.device)[:, None] - torch.arange(length, device=q.device)[None, :]
-    hidden = distance < 0
-    if window is not None:
-        hidden |= distance >= window
-    scores = scores.masked_fill(hidden, -torch.inf)
+    scores = scores.masked_fill(~_visible(length, window, q.device), -torch.inf)
     weights = torch.softmax(scores if scores.dtype == torch.float64 else scores.float(), dim=-1).to(v.dtype)
     return torch.einsum("hqk,khd->qhd", weights, v)
+
+
+def _visible(length: int, window: int | None, device: torch.device) -> Tensor:
+    """bool[length, length]: whether a query (row) sees a key (column)."""
+    distance = torch.arange(length, device=device)[:, None] - torch.arange(length, device=device)[None, :]
+    return (distance >= 0) if window is None else (distance >= 0) & (distance < window)
 
 
 def _repeated(k: Tensor, v: Tensor, heads: int) -> tuple[Tensor, Tensor]:

@@ -60,32 +60,41 @@ def test_gradients_equal_finite_differences(options) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_fused_backend_equals_the_reference(dtype) -> None:
+@pytest.mark.parametrize("window", [None, 3])
+def test_the_fused_backend_equals_the_reference(dtype, window) -> None:
     q, k, v = draw(4, 2, dtype)
-    fused, masked = (attend(q, k, v, OFFSETS, scale=0.3, backend=name) for name in ("per_sequence", "masked"))
+    fused, masked = (
+        attend(q, k, v, OFFSETS, scale=0.3, window=window, backend=name) for name in ("per_sequence", "masked")
+    )
     assert fused.dtype == dtype
     torch.testing.assert_close(fused, masked, atol=1e-6 if dtype == torch.float32 else 0.02, rtol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("length", [1, 5, 41, 100])
-def test_sequences_of_one_length_have_the_bits_of_single_calls(dtype, length) -> None:
+@pytest.mark.parametrize("window", [None, 7])
+def test_sequences_of_one_length_have_the_bits_of_single_calls(dtype, length, window) -> None:
     q, k, v = (tensor.requires_grad_() for tensor in draw(4, 2, dtype, tokens=3 * length))
     results = []
     for offsets in ([0, length, 2 * length, 3 * length], [0, length, length, 2 * length, 3 * length]):
-        attended = attend(q, k, v, offsets, scale=0.3, backend="per_sequence")
+        attended = attend(q, k, v, offsets, scale=0.3, window=window, backend="per_sequence")
         results.append((attended, *torch.autograd.grad(attended.square().sum(), [q, k, v])))
     for together, single in zip(*results, strict=True):
         assert torch.equal(together, single)
 
 
-def test_a_sequence_does_not_see_its_neighbours() -> None:
+@pytest.mark.parametrize("options", [{}, {"window": 11}, {"window": 4}, {"soft_cap": 0.7}])
+def test_a_sequence_does_not_see_its_neighbours(options) -> None:
+    """Nor do its bits: whatever they hold, however many and long they are."""
     q, k, v = draw(4, 2, torch.float32)
-    before = attend(q, k, v, OFFSETS, scale=0.3)
+    before = attend(q, k, v, OFFSETS, scale=0.3, **options)
+    alone = attend(q[6:17], k[6:17], v[6:17], [0, 11], scale=0.3, **options)
     for tensor in (q, k, v):
         tensor[:6] = 1e3
         tensor[17:] = torch.nan
-    assert torch.equal(attend(q, k, v, OFFSETS, scale=0.3)[6:17], before[6:17])
+    for offsets in (OFFSETS, [0, 6, 17, 28, 39, 41]):
+        assert torch.equal(attend(q, k, v, offsets, scale=0.3, **options)[6:17], before[6:17])
+    assert torch.equal(alone, before[6:17])
 
 
 @pytest.mark.parametrize("backend", ["per_sequence", "masked"])
@@ -115,7 +124,6 @@ def test_what_a_backend_cannot_do_is_refused() -> None:
     for options, message in [
         ({"backend": "varlen"}, r"'varlen': wants a CUDA device, given cpu; use backend='masked'"),
         ({"backend": "per_sequence", "soft_cap": 1.0}, r"'per_sequence': has no soft cap"),
-        ({"backend": "per_sequence", "window": 3}, r"no window \(= 3\) shorter than the longest sequence"),
         ({"backend": "flash"}, r"attention backend: want one of .*given 'flash'"),
     ]:
         with pytest.raises(InputError, match=message):

@@ -35,10 +35,11 @@ class AttentionPlan:
     """i64[P], the block of each pair; None: pair p is of block p."""
     owners: Tensor
     """i64[P], the query group of each pair."""
-    table: tuple[Tensor, ...]
-    """Of each group its first, second, ... pair in the order of positions, i64[N] each; 0 behind the last."""
+    table: Tensor
+    """i64[n x N]: of each group its first pair in the order of positions, then of each its second, ...; 0 behind the
+    last."""
     bias: Tensor
-    """[P, 1, 1 or M, KEYS_PER_BLOCK]: 0 for a key that is seen, else -inf."""
+    """[P x kv_heads, M, KEYS_PER_BLOCK]: 0 for a key that is seen, else -inf."""
 
 
 def attend_blocks(
@@ -52,38 +53,34 @@ def attend_blocks(
     Returns:
         [N, kv_heads, M, d].
     """
-    num_pairs, (_, kv_heads, num_queries, head_dim) = len(plan.owners), q.shape
+    num_pairs, (num_groups, kv_heads, num_queries, head_dim) = len(plan.owners), q.shape
     if plan.blocks is None:
         k, v = keys[:num_pairs], values[:num_pairs]
     else:
         k, v = keys.index_select(0, plan.blocks), values.index_select(0, plan.blocks)
-    flat = (num_pairs * kv_heads, -1, head_dim)
-    arithmetic = attention_dtype(q.dtype, q.device)
-    queries, k, v = (
-        (q * scale).to(arithmetic).index_select(0, plan.owners).view(flat),
-        k.to(arithmetic),
-        v.to(arithmetic),
-    )
-    scores = torch.bmm(queries, k.view(flat).transpose(1, 2)).view(num_pairs, kv_heads, num_queries, KEYS_PER_BLOCK)
-    if scores.dtype == torch.bfloat16:
-        scores = scores.float()
-    if soft_cap is not None:
-        scores = soft_cap * torch.tanh(scores / soft_cap)
-    scores += plan.bias
-    block_largest = scores.amax(-1)
-    largest = block_largest.index_select(0, plan.table[0])
-    for pairs in plan.table[1:]:
-        largest = torch.maximum(largest, block_largest.index_select(0, pairs))
+    arithmetic, flat = attention_dtype(q.dtype, q.device), (num_pairs * kv_heads, -1, head_dim)
+    queries = q.to(arithmetic).index_select(0, plan.owners).view(flat)
+    k, v = k.to(arithmetic).view(flat).transpose(1, 2), v.to(arithmetic).view(flat)
+    if soft_cap is None:
+        scores = torch.baddbmm(plan.bias, queries, k, alpha=scale)
+    else:
+        scores = soft_cap * torch.tanh(torch.bmm(queries, k) * (scale / soft_cap)) + plan.bias
+    by_pair = (num_pairs, kv_heads * num_queries)
+    largest = _of_groups(scores.amax(-1).view(by_pair), plan.table, num_groups).amax(0)
     # Pairs of the null block are all -inf: their weights are 0 exactly, and adding 0 changes no bits.
-    weights = scores.sub_(largest.index_select(0, plan.owners).unsqueeze(-1)).exp_()
-    block_totals = weights.sum(-1)
-    block_sums = torch.bmm(weights.to(v.dtype).view(num_pairs * kv_heads, num_queries, KEYS_PER_BLOCK), v.view(flat))
-    block_sums = block_sums.view(num_pairs, kv_heads, num_queries, head_dim)
-    totals, sums = (block.index_select(0, plan.table[0]).to(scores.dtype) for block in (block_totals, block_sums))
-    for pairs in plan.table[1:]:
-        totals += block_totals.index_select(0, pairs)
-        sums += block_sums.index_select(0, pairs)
-    return (sums / totals.unsqueeze(-1)).to(q.dtype)
+    weights = scores.sub_(largest.index_select(0, plan.owners).view(*scores.shape[:2], 1)).exp_()
+    totals = _of_groups(weights.sum(-1).view(by_pair), plan.table, num_groups)
+    sums = _of_groups(torch.bmm(weights, v).view(num_pairs, -1), plan.table, num_groups)
+    total, attended = totals[0], sums[0]
+    for block in range(1, len(sums)):
+        total += totals[block]
+        attended += sums[block]
+    return (attended.view(q.shape) / total.view(*q.shape[:3], 1)).to(q.dtype)
+
+
+def _of_groups(pairs: Tensor, table: Tensor, num_groups: int) -> Tensor:
+    """[n, N, columns] of [P, columns]."""
+    return pairs.index_select(0, table).view(-1, num_groups, pairs.shape[1])
 
 
 def attention_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
@@ -101,6 +98,7 @@ class BlockPool:
         layers: their indices.
         window: keys a query sees, its own included; None: all.
         num_slots: sequences at a time.
+        num_blocks: to begin with; the pool grows by half when it is full.
     """
 
     def __init__(
@@ -108,6 +106,7 @@ class BlockPool:
         layers: Sequence[int],
         window: int | None,
         num_slots: int,
+        num_blocks: int,
         *,
         kv_heads: int,
         head_dim: int,
@@ -116,18 +115,17 @@ class BlockPool:
     ) -> None:
         self.layers, self.window = tuple(layers), window
         self._shape, self._dtype, self._device = (kv_heads, KEYS_PER_BLOCK, head_dim), dtype, device
-        self._capacity, self._num_given = 1, 0
-        self._free: list[int] = []
-        self.keys = [self._new_blocks(1) for _ in layers]
-        self.values = [self._new_blocks(1) for _ in layers]
+        self._capacity, self._num_given = 1 + num_blocks, 0
+        self._free = list(range(1, 1 + num_blocks))  # a heap
+        self.keys = [self._new_blocks(self._capacity) for _ in layers]
+        self.values = [self._new_blocks(self._capacity) for _ in layers]
         self._tables = np.zeros((num_slots, 8), np.int64)  # block of each 32 positions; 0: none
         self._first, self._end = np.zeros(num_slots, np.int64), np.zeros(num_slots, np.int64)
         # Row 33 low + high: keys low, ..., high - 1 of a block are seen.
         key, low, high = np.arange(KEYS_PER_BLOCK), np.arange(KEYS_PER_BLOCK + 1), np.arange(KEYS_PER_BLOCK + 1)
         seen = (key >= low[:, None, None]) & (key < high[:, None])
         bias = np.where(seen, 0.0, -np.inf).reshape(-1, KEYS_PER_BLOCK)
-        self._bias_dtype = torch.float64 if dtype == torch.float64 else torch.float32
-        self._bias = torch.from_numpy(bias).to(device, self._bias_dtype)
+        self._bias = torch.from_numpy(bias).to(device, attention_dtype(dtype, device))
 
     @property
     def block_bytes(self) -> int:
@@ -192,8 +190,8 @@ class BlockPool:
         self.keys[layer][blocks, :, inside] = k
         self.values[layer][blocks, :, inside] = v
 
-    def plan_single(self, slots: Int64, positions: Int64) -> AttentionPlan:
-        """One query position per sequence: N = len(slots)."""
+    def plan_single(self, slots: Int64, positions: Int64, queries_per_position: int) -> AttentionPlan:
+        """One query position per sequence: N = len(slots), M = queries_per_position."""
         lowest = np.zeros_like(positions) if self.window is None else np.maximum(positions - (self.window - 1), 0)
         first, last = lowest // KEYS_PER_BLOCK, positions // KEYS_PER_BLOCK
         place = first[:, None] + np.arange(int((last - first).max()) + 1)
@@ -212,9 +210,13 @@ class BlockPool:
             table[there] = owned
         owners, kinds = np.zeros(num_blocks, np.int64), np.zeros(num_blocks, np.int64)
         owners[owned], kinds[owned] = group, seen[there]
-        bias = self._bias.index_select(0, self._on_device(kinds)).view(num_blocks, 1, 1, KEYS_PER_BLOCK)
-        columns = tuple(self._on_device(np.ascontiguousarray(table.T)))
-        return AttentionPlan(blocks, self._on_device(owners), columns, bias)
+        bias = self._bias.index_select(0, self._on_device(np.repeat(kinds, self._shape[0]))).unsqueeze(1)
+        return AttentionPlan(
+            blocks,
+            self._on_device(owners),
+            self._on_device(table.T.reshape(-1)),
+            bias.expand(-1, queries_per_position, -1).contiguous(),
+        )
 
     def plan_blocks(self, slots: Int64, query_blocks: Int64, queries_per_position: int) -> AttentionPlan:
         """All query positions of one block per sequence: M = KEYS_PER_BLOCK x queries_per_position, in that order."""
@@ -231,13 +233,14 @@ class BlockPool:
         distance = ahead + np.arange(KEYS_PER_BLOCK)[:, None] - np.arange(KEYS_PER_BLOCK)
         hidden = np.ones((len(owned), KEYS_PER_BLOCK, KEYS_PER_BLOCK), np.bool_)
         hidden[1:] = distance < 0 if self.window is None else (distance < 0) | (distance >= self.window)
-        bias = torch.zeros(hidden.shape, dtype=self._bias_dtype, device=self._device)
+        bias = torch.zeros(hidden.shape, dtype=self._bias.dtype, device=self._device)
         bias.masked_fill_(torch.from_numpy(hidden).to(self._device), -torch.inf)
+        bias = bias.repeat_interleave(queries_per_position, dim=1)
         return AttentionPlan(
             self._on_device(owned),
             self._on_device(np.concatenate(([0], group))),
-            tuple(self._on_device(np.ascontiguousarray(table.T))),
-            bias.repeat_interleave(queries_per_position, dim=1).unsqueeze(1),
+            self._on_device(table.T.reshape(-1)),
+            bias.repeat_interleave(self._shape[0], dim=0),
         )
 
     def _take_back(self, slot: int, place: int) -> None:
@@ -265,6 +268,7 @@ class BlockPool:
 class KeyValueCache:
     """Keys and values of up to `num_slots` sequences in all layers of a decoder; one pool for each window.
 
+    Each pool begins with `num_blocks` blocks and grows by half when it is full.
     Example:
         >>> cache = KeyValueCache(Architecture.llama(10, num_layers=2), 4, dtype=torch.float32)
         >>> cache.reserve(0, 0, 33)
@@ -273,7 +277,13 @@ class KeyValueCache:
     """
 
     def __init__(
-        self, architecture: Architecture, num_slots: int, *, dtype: torch.dtype, device: torch.device | str = "cpu"
+        self,
+        architecture: Architecture,
+        num_slots: int,
+        num_blocks: int = 0,
+        *,
+        dtype: torch.dtype,
+        device: torch.device | str = "cpu",
     ) -> None:
         layers_of: dict[int | None, list[int]] = {}
         for layer in range(architecture.num_layers):
@@ -283,6 +293,7 @@ class KeyValueCache:
                 layers,
                 window,
                 num_slots,
+                num_blocks,
                 kv_heads=architecture.num_kv_heads,
                 head_dim=architecture.head_dim,
                 dtype=dtype,

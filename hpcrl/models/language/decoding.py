@@ -248,8 +248,10 @@ class _Batch:
         # A prompt that is read for several members keeps a slot of its own until the last one starts.
         num_slots = 2 * self._num_slots
         self._free_slots = list(range(num_slots - 1, -1, -1))
+        # One more block for each sequence than its prompt fills, to begin with.
+        num_blocks = sum(2 + len(prompt) // KEYS_PER_BLOCK for prompt in prompts[: self._num_slots])
         self._cache = KeyValueCache(
-            self._decoder.architecture, num_slots, dtype=self._decoder.dtype, device=self._decoder.device
+            self._decoder.architecture, num_slots, num_blocks, dtype=self._decoder.dtype, device=self._decoder.device
         )
         self._waiting = deque(_groups(prompts))
         self._reading: deque[_Group] = deque()
@@ -366,15 +368,15 @@ class _Batch:
         decoder, cache = self._decoder, self._cache
         architecture, device = decoder.architecture, decoder.device
         live, decoded = len(forward.slots), forward.num_decoded
+        kv_heads, head_dim = architecture.num_kv_heads, architecture.head_dim
+        group_size = architecture.num_heads // kv_heads
         tokens = torch.from_numpy(forward.tokens).to(device)
         positions = torch.from_numpy(forward.positions).to(device)
         places = [pool.places(forward.slots, forward.positions[:live]) for pool in cache.pools]
         single = [
-            pool.plan_single(forward.slots[:decoded], forward.positions[:decoded]) if decoded else None
+            pool.plan_single(forward.slots[:decoded], forward.positions[:decoded], group_size) if decoded else None
             for pool in cache.pools
         ]
-        kv_heads, head_dim = architecture.num_kv_heads, architecture.head_dim
-        group_size = architecture.num_heads // kv_heads
         num_units = forward.units.shape[1]
         blocks = [
             pool.plan_blocks(forward.units[0], forward.units[1], group_size) if num_units else None

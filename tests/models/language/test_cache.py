@@ -53,7 +53,7 @@ def fill(cache: KeyValueCache, slot: int, k: torch.Tensor, v: torch.Tensor, star
 
 
 def attended_single(pool, slots, positions, q, **options) -> torch.Tensor:
-    plan = pool.plan_single(np.array(slots), np.array(positions))
+    plan = pool.plan_single(np.array(slots), np.array(positions), GROUP)
     queries = q.reshape(len(slots), KV_HEADS, GROUP, HEAD_DIM)
     return attend_blocks(queries, pool.keys[0], pool.values[0], plan, **options).reshape(len(slots), HEADS, HEAD_DIM)
 

@@ -79,39 +79,36 @@ class TokenSampler:
                 f"{list(uniforms.shape)}"
             )
         refuse_non_finite(logits)
-        temperature = self.sampling.temperature or 1.0
-        scaled = _padded(logits, temperature)
-        scaled[:, self._excluded.to(scaled.device)] = -torch.inf
+        scaled = _padded(logits, self.sampling.temperature or 1.0)
+        scaled.index_fill_(1, self._excluded.to(scaled.device), -torch.inf)
         if without_eos is not None and without_eos.any() and len(self._eos):
             rows = torch.from_numpy(np.flatnonzero(without_eos)).to(scaled.device)
             scaled[rows.unsqueeze(1), self._eos.to(scaled.device)] = -torch.inf
         if self.sampling.is_greedy:
-            chosen = scaled.argmax(1)  # the first of several largest
-            return Drawn(chosen.cpu().numpy(), _log_probs(scaled, chosen, _blocks(scaled)[1]), None, None)
+            largest, chosen = scaled.max(1, keepdim=True)  # the first of several
+            total = _cumulative(scaled.sub_(largest).exp_())[:, -1]
+            return Drawn(chosen.squeeze(1).cpu().numpy(), -np.log(total), None, None)
         if self.sampling.top_k is None and self.sampling.top_p == 1:
-            chosen, log_probs = _invert(scaled, uniforms)
-            return Drawn(chosen.cpu().numpy(), log_probs, None, None)
+            tokens, log_probs = _invert(scaled, uniforms)
+            return Drawn(tokens, log_probs, None, None)
         return self._draw_truncated(scaled, uniforms)
 
     def _draw_truncated(self, scaled: Tensor, uniforms: Float64) -> Drawn:
         candidates, ids = scaled, None
         if self.sampling.top_k is not None and self.sampling.top_k < self.vocab_size:
-            # The smallest of the k largest; not a sort: k is small beside the vocabulary.
-            threshold = torch.topk(scaled[:, : self.vocab_size], self.sampling.top_k, sorted=True).values[:, -1]
-            candidates, ids = _keep(
-                scaled, threshold, torch.full_like(threshold, self.sampling.top_k, dtype=torch.long)
-            )
+            candidates, ids = _largest(scaled, self.sampling.top_k)
         if self.sampling.top_p < 1:
-            threshold, counts = _nucleus(candidates, self.sampling.top_p)
-            candidates, positions = _keep(candidates, threshold, counts)
-            ids = positions if ids is None else ids.gather(1, positions)
-        chosen, log_probs = _invert(candidates, uniforms)
-        tokens = chosen if ids is None else ids.gather(1, chosen.unsqueeze(1)).squeeze(1)
-        if not self.sampling.keeps_tokens:
-            return Drawn(tokens.cpu().numpy(), log_probs, None, None)
+            thresholds, counts = _nucleus(candidates, self.sampling.top_p)
+            candidates, columns = _keep(candidates, thresholds, counts)
+            ids = columns if ids is None else ids.gather(1, columns)
         present = candidates > -torch.inf
+        tokens, log_probs = _invert(candidates, uniforms)
+        if ids is not None:
+            tokens = ids.cpu().numpy()[np.arange(len(tokens)), tokens]
+        if not self.sampling.keeps_tokens:
+            return Drawn(tokens, log_probs, None, None)
         kept = present.nonzero()[:, 1] if ids is None else ids[present]
-        return Drawn(tokens.cpu().numpy(), log_probs, kept.cpu().numpy(), present.sum(1).cpu().numpy())
+        return Drawn(tokens, log_probs, kept.cpu().numpy(), present.sum(1).cpu().numpy())
 
     def _ids(self, name: str, ids: Int64 | None) -> Tensor:
         given = torch.from_numpy(np.unique(np.asarray([] if ids is None else ids, dtype=np.int64)))
@@ -145,31 +142,36 @@ def _padded(logits: Tensor, temperature: float) -> Tensor:
     return scaled
 
 
-def _blocks(scaled: Tensor) -> tuple[Tensor, Tensor]:
-    """Weights exp(scaled - largest) [n, columns] and their running f64 sums [n, blocks] at the end of each block."""
-    weights = (scaled - scaled.amax(1, keepdim=True)).exp_()
-    return weights, weights.view(len(scaled), -1, _BLOCK).sum(-1, dtype=torch.float64).cumsum(1)
+def _cumulative(weights: Tensor) -> Float64:
+    """Running sums [n, blocks] at the end of each block of weights [n, columns]."""
+    sums = weights.view(len(weights), -1, _BLOCK).sum(-1, dtype=torch.float64).cpu().numpy()
+    cumulative: Float64 = np.cumsum(sums, axis=1)
+    return cumulative
 
 
-def _log_probs(scaled: Tensor, chosen: Tensor, cumulative: Tensor) -> Float64:
-    values = scaled.gather(1, chosen.unsqueeze(1)).squeeze(1).double() - scaled.amax(1).double()
-    log_probs: Float64 = (values - cumulative[:, -1].log()).cpu().numpy()
-    return log_probs
+def _invert(scaled: Tensor, uniforms: Float64) -> tuple[Int64, Float64]:
+    """The first column whose cumulative weight exceeds uniform x total, and its log-probability; `scaled` is used up.
 
-
-def _invert(scaled: Tensor, uniforms: Float64) -> tuple[Tensor, Float64]:
-    """The first column whose cumulative weight exceeds uniform x total, i64[n], and its log-probability."""
-    weights, cumulative = _blocks(scaled)
-    rows = torch.arange(len(scaled), device=scaled.device)
-    targets = (torch.from_numpy(uniforms).to(scaled.device) * cumulative[:, -1]).unsqueeze(1)
+    What is small is done in NumPy, whose calls cost less.
+    """
+    num_rows, rows = len(scaled), np.arange(len(scaled))
+    log_weights = scaled.sub_(scaled.amax(1, keepdim=True))
+    weights = log_weights.exp()
+    cumulative = _cumulative(weights)
+    totals = cumulative[:, -1]
+    targets = (uniforms * totals)[:, None]
     block = (cumulative[:, :-1] <= targets).sum(1)
-    before = torch.where(block > 0, cumulative[rows, (block - 1).clamp_(min=0)], 0.0).unsqueeze(1)
-    inside = weights.view(len(scaled), -1, _BLOCK)[rows, block]
-    place = (inside.cumsum(1, dtype=torch.float64) + before <= targets).sum(1)
+    before = np.where(block > 0, cumulative[rows, np.maximum(block - 1, 0)], 0.0)[:, None]
+    chosen = (torch.from_numpy(rows).to(scaled.device), torch.from_numpy(block).to(scaled.device))
+    inside = weights.view(num_rows, -1, _BLOCK)[chosen].cpu().numpy()
+    place = (np.cumsum(inside, axis=1, dtype=np.float64) + before <= targets).sum(1)
     # Added up one by one, a block may come out below its own sum by a rounding, and the target lie between.
-    last = _BLOCK - 1 - (inside > 0).flip(1).to(torch.uint8).argmax(1)
-    chosen = block * _BLOCK + torch.minimum(place, last)
-    return chosen, _log_probs(scaled, chosen, cumulative)
+    last = _BLOCK - 1 - (inside > 0)[:, ::-1].argmax(1)
+    place = np.minimum(place, last)
+    columns = block * _BLOCK + place
+    chosen = (chosen[0], torch.from_numpy(columns).to(scaled.device))
+    log_probs: Float64 = log_weights[chosen].double().cpu().numpy() - np.log(totals)
+    return columns, log_probs
 
 
 def _keep(scaled: Tensor, thresholds: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
@@ -218,7 +220,7 @@ def _nucleus(scaled: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
     Only tokens of about the probability of the last one are sorted: those of its bin.
     """
     num_rows = len(scaled)
-    weights, _ = _blocks(scaled)
+    weights = (scaled - scaled.amax(1, keepdim=True)).exp_()
     below = (scaled.amax(1, keepdim=True) - scaled).mul_(_BINS_PER_NAT).clamp_(max=_BINS - 1).long()
     keys = below + _BINS * torch.arange(num_rows, device=scaled.device).unsqueeze(1)
     shape = (num_rows, _BINS)

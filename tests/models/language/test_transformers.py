@@ -6,7 +6,16 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from transformers_models import CASES, PREFIXES, config, float64_throughout, model, ragged_batch, transformers
+from transformers_models import (
+    CASES,
+    PREFIXES,
+    config,
+    float64_throughout,
+    model,
+    ragged_batch,
+    random_case,
+    transformers,
+)
 
 from hpcrl.models.language import Architecture, Rope
 from hpcrl.models.language.decoder import Decoder
@@ -45,6 +54,11 @@ def test_float64_logits_equal_transformers_to_1e_10(case: str, tmp_path) -> None
         want = theirs_one_by_one(reference, tokens, offsets)
     decoder = load_decoder(tmp_path, dtype=torch.float64)
     torch.testing.assert_close(ours_packed(decoder, tokens, offsets), want, atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize("seed", [*range(8), *(pytest.param(seed, marks=pytest.mark.soak) for seed in range(8, 250))])
+def test_drawn_architectures_equal_transformers_to_1e_10(seed, tmp_path) -> None:
+    test_float64_logits_equal_transformers_to_1e_10(random_case(seed), tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import random
 from collections.abc import Iterator
 from typing import Any
 
@@ -81,6 +82,52 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 LENGTHS = (7, 1, 19, 12, 30)
 """Of a ragged batch; longer than the windows, within each context."""
+
+
+def random_case(seed: int) -> str:
+    """Adds a case: a family and whatever its config can say, drawn; some of it far from any published model."""
+    draw = random.Random(seed)
+    family = draw.choice(list(PREFIXES))
+    options: dict[str, Any] = {"tie_word_embeddings": draw.random() < 0.5}
+    if family == "gpt2":
+        options["scale_attn_weights"] = draw.random() < 0.6
+        options["scale_attn_by_inverse_layer_idx"] = draw.random() < 0.5
+        options["activation_function"] = draw.choice(["gelu", "gelu_new", "gelu_pytorch_tanh", "silu"])
+    else:
+        options |= _random_rope(draw)
+        options["num_key_value_heads"] = draw.choice([1, 2, 4])
+    if family in ("llama", "qwen3", "gemma2"):
+        options["attention_bias"] = draw.random() < 0.5
+    if family == "llama":
+        options["mlp_bias"] = draw.random() < 0.5
+    if family in ("llama", "qwen2", "qwen3", "mistral"):
+        options["hidden_act"] = draw.choice(["silu", "gelu", "gelu_new", "gelu_pytorch_tanh"])
+    if family in ("qwen2", "qwen3"):
+        options["use_sliding_window"] = draw.random() < 0.6
+        options |= {"sliding_window": draw.choice([1, 2, 5, 11]), "max_window_layers": draw.choice([0, 1, 2, 3])}
+    if family == "mistral":
+        options["sliding_window"] = draw.choice([None, 1, 3, 9, 40])
+    if family == "gemma2":
+        options |= {"sliding_window": draw.choice([1, 3, 9, 40]), "query_pre_attn_scalar": draw.choice([1, 10, 256])}
+        options["attn_logit_softcapping"] = draw.choice([None, 0.5, 3.0])
+        options["final_logit_softcapping"] = draw.choice([None, 1.0, 3.0])
+    CASES[f"random {seed}"] = (family, options)
+    return f"random {seed}"
+
+
+def _random_rope(draw: random.Random) -> dict[str, Any]:
+    kind, theta = draw.choice(["default", "linear", "dynamic", "llama3", "yarn"]), draw.choice([100.0, 1e4, 1e6])
+    if kind == "default":
+        return {"rope_theta": theta}
+    scaling: dict[str, Any] = {"rope_type": kind, "factor": draw.choice([1.5, 2.0, 4.0])}
+    if kind in ("llama3", "yarn"):
+        scaling["original_max_position_embeddings"] = draw.choice([8, 16, 32])
+    if kind == "llama3":
+        scaling |= {"low_freq_factor": draw.choice([0.5, 1.0]), "high_freq_factor": draw.choice([2.0, 4.0])}
+    if kind == "yarn":
+        optional = [{}, {"attention_factor": 1.2}, {"mscale": 0.8, "mscale_all_dim": 0.5}, {"truncate": False}]
+        scaling |= draw.choice(optional) | draw.choice([{}, {"beta_fast": 4.0, "beta_slow": 0.5}])
+    return {"rope_theta": theta, "rope_scaling": scaling}
 
 
 def config(case: str, **changes: Any) -> Any:

@@ -9,13 +9,13 @@ from pathlib import Path
 
 from hpcrl.cli.pipeline_file import load_pipeline
 from hpcrl.cli.run import print_help, spread
-from hpcrl.cli.sizes import PER_STEP, Batch, Field, batch_of, fields_of, role_sizes
+from hpcrl.cli.sizes import PER_STEP, PER_TRAJECTORY, Batch, Field, batch_of, fields_of, role_sizes
 from hpcrl.data import Blocks
 from hpcrl.envs import EnvDescription, Space
 from hpcrl.pipeline import Pipeline
 from hpcrl.report.wording import bytes_text, count_text, plural
 from hpcrl.segments import segments
-from hpcrl.stages import Evaluate, Stage
+from hpcrl.stages import Evaluation, Stage
 from hpcrl.store.retention import Keep
 
 
@@ -76,10 +76,14 @@ def _stage(stage: Stage, pipeline: Pipeline, description: EnvDescription | None,
     marks = [f"drives {stage.role}"] if stage.role is not None else []
     marks += [f"trains {stage.trains}"] if stage.trains is not None else []
     marks += [f"every {every} iterations"] if every > 1 else []
+    if stage.phase is not None:
+        first, last = stage.phase.start + 1, stage.phase.stop
+        end = "the end" if last is None else str(last)
+        marks.append(f"iteration {first}" if first == last else f"iterations {first} to {end}")
     yield f"  {stage.name:<12} {type(stage).__name__}" + (f": {', '.join(marks)}" if marks else "")
     if stage is pipeline.rollout and description is not None:
         yield f"    plays      {_environment(pipeline, description)}"
-    if isinstance(stage, Evaluate) and stage.stop_when is not None:
+    if isinstance(stage, Evaluation) and stage.stop_when is not None:
         rule = stage.stop_when
         times = f", {rule.times} times in a row" if rule.times > 1 else ""
         yield f"    stops      the run when the mean {rule.metric} reaches {rule.threshold:g}{times}"
@@ -114,7 +118,8 @@ def _space(space: Space) -> str:
 
 
 def _field(field: Field, batch: Batch | None) -> str:
-    count = count_text(batch.rows(field)) if batch is not None else f"{field.per}s"
+    many = "trajectories" if field.per == PER_TRAJECTORY else f"{field.per}s"
+    count = count_text(batch.rows(field)) if batch is not None else many
     at_least = ">= " if batch is not None and field.per != PER_STEP else ""
     return f"{field.name:<20} {field.dtype}[{', '.join([at_least + count, *map(str, field.shape)])}]"
 

@@ -15,7 +15,7 @@ from hpcrl.stages import Rollout, Stage, Update
 if TYPE_CHECKING:
     from hpcrl.residents import Residents
 
-PER_STEP, PER_TRAJECTORY, PER_FRAME = "step", "trajectory", "frame"
+PER_STEP, PER_TRAJECTORY, PER_FRAME, PER_PROMPT_TOKEN = "step", "trajectory", "frame", "prompt token"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Field:
 
     name: str
     per: str
-    """What has one row each: a step, a trajectory, or a stored frame."""
+    """What has one row each: a step, a trajectory, a stored frame, or a token of a prompt."""
     shape: tuple[int, ...]
     """Of one row."""
     dtype: str
@@ -67,7 +67,20 @@ def fields_of(stage: Stage, description: EnvDescription | None) -> list[Field]:
     """The fields that a stage adds to the shards, with their shapes in these spaces."""
     if isinstance(stage, Rollout) and description is not None:
         return _rollout_fields(description)
+    if stage.is_text:
+        names = [*stage.writes, *(["policy_version"] if stage.acts else [])]
+        return [Field(name, *_TEXT_FIELDS.get(name, (PER_STEP, (), "float32"))) for name in names]
     return [Field(name, PER_STEP, (), "float32") for name in stage.writes]
+
+
+_TEXT_FIELDS: dict[str, tuple[str, tuple[int, ...], str]] = {
+    "actions": (PER_STEP, (), "int64"),
+    "prompt_tokens": (PER_PROMPT_TOKEN, (), "int64"),
+    "ending": (PER_TRAJECTORY, (), "uint8"),
+    **dict.fromkeys(("prompt_index", "sample_index", "policy_version"), (PER_TRAJECTORY, (), "int64")),
+    **dict.fromkeys(("scores", "bootstrap_values"), (PER_TRAJECTORY, (), "float32")),
+}
+"""Of a step, which is a response's token, or a trajectory, which is a response; all others are f32 per step."""
 
 
 def _rollout_fields(description: EnvDescription) -> list[Field]:

@@ -11,6 +11,7 @@ from typing import Any
 from hpcrl.pipeline import evaluation
 from hpcrl.report.launches import Launch
 from hpcrl.report.record import RunRecord
+from hpcrl.stages import Demonstrate, Score
 
 EPISODES_PER_MEAN = 100
 """Episodes in the running mean, as in Stable-Baselines3's ep_rew_mean."""
@@ -84,17 +85,20 @@ class History:
         working_time = WorkingTime(record.launches)
         trained = [stage.name for stage in record.pipeline.stages if stage.trains is not None]
         evaluating = evaluation(record.pipeline)
+        acting = [stage.name for stage in record.pipeline.stages if stage.acts or isinstance(stage, Demonstrate)]
+        scoring = [stage.name for stage in record.pipeline.stages if isinstance(stage, Score)]
         by_iteration: dict[int, dict[str, Any]] = {}
         for stage in record.stages:
             by_iteration.setdefault(stage.iteration, {})[stage.stage] = stage
         found: list[Iteration] = []
         steps_so_far = 0
         for number, stages in sorted(by_iteration.items()):
-            rollout = stages.get("rollout")
+            rollout = next((stages[name] for name in acting if name in stages), None)
+            scored = next((stages[name] for name in scoring if name in stages), rollout)
             update: Mapping[str, Any] = next((stages[name].facts for name in reversed(trained) if name in stages), {})
             evaluated = stages.get(evaluating.name) if evaluating is not None else None
             steps = rollout.manifest.rows if rollout is not None else 0
-            if record.pipeline.rollout is None:
+            if not acting:
                 steps = int(update.get("steps", 0))
             steps_so_far += steps
             ended = max(stage.ended for stage in stages.values())
@@ -106,8 +110,8 @@ class History:
                     ended=ended,
                     working_seconds=working_time(ended),
                     seconds={name: stage.seconds for name, stage in stages.items()},
-                    returns=rollout.facts.get("episode_returns", ()) if rollout is not None else (),
-                    lengths=rollout.facts.get("episode_lengths", ()) if rollout is not None else (),
+                    returns=scored.facts.get("episode_returns", ()) if scored is not None else (),
+                    lengths=scored.facts.get("episode_lengths", ()) if scored is not None else (),
                     update=update,
                     evaluation=evaluated.facts if evaluated is not None else None,
                 )

@@ -29,7 +29,7 @@ class Display:
 
     def facts(self, stage: str, facts: Mapping[str, Any]) -> None:
         """Remember the numbers worth showing."""
-        if stage == "rollout" and facts.get("episode_returns"):
+        if facts.get("episode_returns"):
             returns = facts["episode_returns"]
             self._latest["return"] = sum(returns) / len(returns)
         if stage == "evaluate":

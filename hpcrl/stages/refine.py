@@ -95,11 +95,11 @@ def kl_estimates(log_probs: Float32, reference_log_probs: Float32, kind: KlEstim
         >>> kl_estimates(np.zeros(1, np.float32), np.full(1, -0.5, np.float32), "k2").tolist()
         [0.125]
     """
-    difference = log_probs - reference_log_probs
-    if kind == "k1":
-        return difference
+    difference: Float32 = log_probs - reference_log_probs
     if kind == "k2":
-        return np.float32(0.5) * np.square(difference)
-    if kind == "k3":
-        return np.expm1(-difference) + difference
-    return np.abs(difference)
+        difference = np.float32(0.5) * np.square(difference)
+    elif kind == "k3":
+        difference = np.expm1(-difference) + difference
+    elif kind == "absolute":
+        difference = np.abs(difference)
+    return difference

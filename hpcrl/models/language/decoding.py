@@ -502,7 +502,7 @@ def _offsets(lengths: Sequence[int]) -> Int64:
     return np.concatenate(([0], np.cumsum(lengths))).astype(np.int64)
 
 
-ROW_COUNTS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+ROW_COUNTS = (4, 8, 12, 16, 20, 24, 28, 32, 40, 48, 64, 80, 96, 128, 192, 256)
 """Numbers of rows that a pass may have, where they give a row the bits that `rows` give it."""
 _counts_found: dict[tuple[object, ...], tuple[int, ...]] = {}
 
@@ -575,11 +575,16 @@ def _keeps_matrices(decoder: Decoder, queries: int) -> bool:
     dtype = attention_dtype(decoder.dtype, decoder.device)
     shapes = ((queries, head_dim), (KEYS_PER_BLOCK, head_dim), (queries, KEYS_PER_BLOCK))
     q, k, weights = (torch.randn(37, *shape, generator=generator).to(decoder.device, dtype) for shape in shapes)
-    scores, sums = torch.bmm(q, k.transpose(1, 2)), torch.bmm(weights, k)
+    bias = torch.zeros_like(weights)
+
+    def products(which: slice) -> tuple[Tensor, Tensor]:
+        scores = torch.baddbmm(bias[which], q[which], k[which].transpose(1, 2), alpha=0.3)
+        return scores, torch.bmm(weights[which], k[which])
+
+    wanted = products(slice(37))
+    parts = (slice(1), slice(36, 37), slice(5, 13))
     return all(
-        torch.equal(torch.bmm(q[chosen], k[chosen].transpose(1, 2)), scores[chosen])
-        and torch.equal(torch.bmm(weights[chosen], k[chosen]), sums[chosen])
-        for chosen in (slice(0, 1), slice(36, 37), slice(5, 13))
+        torch.equal(got, whole[which]) for which in parts for got, whole in zip(products(which), wanted, strict=True)
     )
 
 

@@ -66,7 +66,16 @@ def test_the_disk_changes_no_bit(unbroken: Path, options: list[str], kind: str, 
     assert published_bits(tmp_path / "run") == published_bits(unbroken)
 
 
-@pytest.mark.parametrize("point", ["shard.before_write:5", "optimizer.after_step:4", "checkpoint.before_write:4"])
+@pytest.mark.parametrize(
+    "point",
+    [
+        "optimizer.after_step:4",
+        *(
+            pytest.param(point, marks=pytest.mark.soak)
+            for point in ("shard.before_write:5", "checkpoint.before_write:4")
+        ),
+    ],
+)
 def test_a_kill_changes_no_bit(unbroken: Path, options: list[str], kind: str, tmp_path: Path, point: str) -> None:
     only_once(kind)
     run = tmp_path / "run"

@@ -50,11 +50,7 @@ def text_tiny(num_iterations: int = 4, seed: int = 5, groups: bool = False, num_
         stages=[
             Demonstrate(task=task, num_prompts=16, phase=imitate),
             Update(SFT(learning_rate=1e-2), name="imitate", phase=imitate),
-            *(
-                []
-                if groups
-                else [CopyWeights(phase=imitate), CopyWeights(target="critic", name="trunk", phase=imitate)]
-            ),
+            *([] if groups else copies),
             Generate(task=task, num_prompts=8, samples_per_prompt=4 if groups else 2, stopping=stopping, phase=improve),
             Score(task=task, reward=TaskReward(task), phase=improve),
             *advantage,

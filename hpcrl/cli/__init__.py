@@ -1,4 +1,4 @@
-"""The command line: hpcrl run, show, status, replay, report, logs, cancel, doctor, job."""
+"""The command line: hpcrl run, show, status, replay, report, export, logs, cancel, doctor, job."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from hpcrl.errors import InputError
-from hpcrl.signals import BAD_INPUT
+from hpcrl.signals import BAD_INPUT, DONE
 
 _DESCRIPTION = "Reinforcement learning as restartable batch jobs."
 _EXIT_CODES = (
@@ -227,6 +227,21 @@ def _cancel(options: argparse.Namespace, rest: list[str]) -> int:
     return print_cancel(options.run)
 
 
+def _add_export(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(handler=_export)
+    parser.add_argument("run", type=Path, help="run folder")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write; must not exist")
+    parser.add_argument("--role", metavar="NAME", help="which model (default: the first that is trained)")
+    parser.add_argument("--iteration", type=int, metavar="K", help="as it was after this one (default: the newest)")
+
+
+def _export(options: argparse.Namespace, rest: list[str]) -> int:
+    from hpcrl.export import export
+
+    print(export(options.run, options.out, role=options.role, iteration=options.iteration))
+    return DONE
+
+
 def _doctor(options: argparse.Namespace, rest: list[str]) -> int:
     from hpcrl.launch.doctor import doctor_command
 
@@ -239,6 +254,7 @@ _COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str]] = {
     "status": (_add_status, "where a run stands"),
     "replay": (_add_replay, "recompute advantages and updates from stored shards and compare them"),
     "report": (_add_report, "write one HTML file about a run"),
+    "export": (_add_export, "write a language model of a run as a Hugging Face folder"),
     "logs": (_add_logs, "the logs of a run that plays as jobs"),
     "cancel": (_add_cancel, "end a run's jobs; hpcrl run goes on with it"),
     "doctor": (_add_doctor, "try what a site file says on the cluster"),

@@ -354,7 +354,7 @@ class Decoder(nn.Module):
             if arrays[name].shape != tuple(tensor.shape):
                 raise InputError(f"checkpoint: {name}: want {list(tensor.shape)}, given {list(arrays[name].shape)}")
         for name, tensor in own.items():
-            tensor.copy_(torch.from_numpy(np.ascontiguousarray(arrays[name])))
+            tensor.copy_(torch.tensor(arrays[name]))  # a copy: checkpoints are mapped read-only
 
     def _apply(self, fn: Any, recurse: bool = True) -> Decoder:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]

@@ -154,6 +154,7 @@ def save_folder(
     max_shard_bytes: int = 5_000_000_000,
     value_class: Literal["sequence", "token"] = "sequence",
     extra_config: Mapping[str, Any] | None = None,
+    extra_files: Mapping[str, str] | None = None,
 ) -> None:
     """Writes a folder that transformers and vLLM open: config.json, safetensors (with index where sharded), tokenizer.
 
@@ -167,6 +168,7 @@ def save_folder(
             for byte, and whose token ids go into config.json; without it the ids are null.
         max_shard_bytes: larger models become several files.
         extra_config: more keys of config.json, such as `eos_token_id`.
+        extra_files: further files, name -> text, such as those of a tokenizer that has no folder.
     Raises:
         InputError: the path exists, or the folder to copy from has no tokenizer.
     """
@@ -189,6 +191,8 @@ def save_folder(
         _write_weights(beside, decoder, max_shard_bytes, value_class)
         for file in copied:
             shutil.copyfile(file, beside / file.name)
+        for name, text in (extra_files or {}).items():
+            (beside / name).write_text(text, encoding="utf-8")
         beside.rename(target)
     except BaseException:
         shutil.rmtree(beside)

@@ -97,6 +97,8 @@ class Generator:
         rows: of every matrix product, or of one with the same bits: `row_counts` says which numbers have them here.
         num_slots: sequences at a time; None: as many as the largest of `row_counts`.
         max_context: tokens of prompt and response together; None: the decoder's context.
+        max_cache_bytes: fewer sequences at a time, but one, where keys and values of the longest possible ones would
+            take more.
     Raises:
         InputError: values out of range, or a tokenizer that has more ids than the decoder.
     """
@@ -109,6 +111,7 @@ class Generator:
         rows: int = 32,
         num_slots: int | None = None,
         max_context: int | None = None,
+        max_cache_bytes: int = 2 * 1024**3,
     ) -> None:
         architecture = decoder.architecture
         context = architecture.context_length
@@ -124,7 +127,7 @@ class Generator:
         self.decoder, self.tokenizer = decoder, tokenizer
         self.row_counts = equal_row_counts(decoder, rows)
         self.num_slots = num_slots or self.row_counts[-1]
-        self.max_context = max_context or context
+        self.max_context, self.max_cache_bytes = max_context or context, max_cache_bytes
         if not 1 <= self.num_slots <= self.row_counts[-1]:
             raise InputError(
                 f"num_slots: want 1 to {self.row_counts[-1]} (the most rows a pass may have here), given {num_slots}"
@@ -242,7 +245,9 @@ class _Batch:
     ) -> None:
         self._decoder, self._tokenizer = generator.decoder, generator.tokenizer
         self._row_counts, self._max_context = generator.row_counts, generator.max_context
-        self._num_slots = min(generator.num_slots, len(prompts))
+        self._num_slots = max(
+            min(generator.num_slots, len(prompts), _affordable_slots(generator, prompts, stopping)), 1
+        )
         self._numbers, self._sampler, self._stopping = numbers, sampler, stopping
         self._eos = frozenset(generator.tokenizer.eos_ids)
         # A prompt that is read for several members keeps a slot of its own until the last one starts.
@@ -276,7 +281,8 @@ class _Batch:
             if forward.num_decoded:
                 sources.append(logits[: forward.num_decoded])
             for row, (group, _) in enumerate(forward.finished, start=forward.num_decoded):
-                group.logits = logits[row : row + 1]
+                # A copy: a view would keep the whole pass's logits for as long as members wait.
+                group.logits = logits[row : row + 1].clone()
                 self._reading.remove(group)
                 self._read.append(group)
         for group in list(self._read):
@@ -384,6 +390,7 @@ class _Batch:
         ]
         unit_of_row, inside = (torch.from_numpy(array).to(device) for array in forward.unit_rows)
         hidden = decoder.embed(tokens, positions)
+        # Each layer writes the same rows of it; idle ones stay 0.
         attended = hidden.new_zeros((len(hidden), architecture.num_heads, head_dim))
         for index, layer in enumerate(decoder.layers):
             q, k, v = layer.project(hidden, positions)
@@ -480,6 +487,15 @@ class _Batch:
         self._free_slots.append(slot)
 
 
+def _affordable_slots(generator: Generator, prompts: Sequence[Int64], stopping: Stopping) -> int:
+    """Sequences of the greatest possible length whose keys and values fit."""
+    architecture = generator.decoder.architecture
+    longest = min(max(map(len, prompts), default=0) + stopping.max_tokens, generator.max_context)
+    token_bytes = 2 * architecture.num_layers * architecture.num_kv_heads * architecture.head_dim
+    token_bytes *= generator.decoder.dtype.itemsize
+    return generator.max_cache_bytes // (token_bytes * (longest + KEYS_PER_BLOCK))
+
+
 def _groups(prompts: Sequence[Int64]) -> Iterator[tuple[list[int], Int64]]:
     """Equal neighbours: their indices, and the prompt."""
     members: list[int] = []
@@ -529,8 +545,7 @@ def _find_row_counts(decoder: Decoder, rows: int) -> tuple[int, ...]:
         if not _keeps_matrices(decoder, queries):
             raise InputError(_row_dependence(f"attention: a product of {queries} queries and its batch"))
     generator = torch.Generator().manual_seed(rows)
-    num_rows = max(rows, *ROW_COUNTS)
-    num_rows += -num_rows % rows
+    num_rows = -(-max(rows, *ROW_COUNTS) // rows) * rows
     hidden = torch.randn(num_rows, architecture.hidden_size, generator=generator).to(decoder.device, decoder.dtype)
     wanted = _without_attention(decoder, hidden, rows)
     # Backwards: each row at another place, beside others; then beside rows that are no numbers.
@@ -546,10 +561,9 @@ def _find_row_counts(decoder: Decoder, rows: int) -> tuple[int, ...]:
     equal = [rows]
     # Rounded to bf16, most differences of a sum's order are gone, so that equal bits here would prove little.
     for count in ROW_COUNTS if decoder.dtype != torch.bfloat16 else ():
-        whole = num_rows // count * count
         if count != rows and all(count * width % _WHOLE == 0 for width in widths):
-            given = _without_attention(decoder, hidden[:whole], count)
-            equal += [count] if torch.equal(given, wanted[:whole]) else []
+            given = _without_attention(decoder, hidden[:count], count)
+            equal += [count] if torch.equal(given, wanted[:count]) else []
     return tuple(sorted(equal))
 
 

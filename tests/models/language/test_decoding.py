@@ -137,6 +137,13 @@ def test_fewer_or_more_rows_than_the_fixed_number_change_no_bits(family, dtype):
     assert rows_of(generate(fixed, prompts)) == wanted
 
 
+def test_a_cache_too_small_for_all_takes_fewer_at_a_time_and_the_same_bits():
+    decoder, prompts = decoder_of(), prompts_of()
+    wanted = rows_of(generate(Generator(decoder, TOKENIZER), prompts))
+    for max_cache_bytes in (1, 2 * 3 * 2 * 12 * 8 * 500):
+        assert rows_of(generate(Generator(decoder, TOKENIZER, max_cache_bytes=max_cache_bytes), prompts)) == wanted
+
+
 def test_on_two_threads_order_and_slots_change_no_bits():
     decoder, prompts, before = decoder_of(dtype=torch.float32), prompts_of(), torch.get_num_threads()
     torch.set_num_threads(2)

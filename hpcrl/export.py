@@ -44,6 +44,9 @@ def export(path: Path, out: Path, *, role: str | None = None, iteration: int | N
     decoder = config.build(None, None, seed=0)
     decoder.load_arrays(read_published(run, checkpoint.need).roles[role])
     tokenizer = config.tokenizer
+    if tokenizer is None:
+        save_folder(out, decoder, tokenizer_files_from=config.folder)
+        return f"{out}: {role} as it was after iteration {checkpoint.iteration}"
     ids = {"bos_token_id": tokenizer.BOS, "eos_token_id": tokenizer.EOS, "pad_token_id": tokenizer.PAD}
     # What is never sampled here is not sampled there either.
     generation = {**ids, "suppress_tokens": list(decoder.excluded_ids)}

@@ -110,6 +110,7 @@ class Residents:
         self._models, self._seed = dict(models), seed
         self._description = description
         self._live: dict[str, Resident] = {}
+        self._tokenizers: dict[str, Tokenizer] = {}
 
     def get(self, role: str) -> Resident:
         """The role's live network.
@@ -139,7 +140,9 @@ class Residents:
         if not isinstance(config, LanguageModel):
             given = f"'{role}'" if config is None else repr(config)
             raise InputError(f"model '{role}': want LanguageModel(...), which reads text, given {given}")
-        return config.tokenizer
+        if role not in self._tokenizers:
+            self._tokenizers[role] = config.open_tokenizer()
+        return self._tokenizers[role]
 
     def load(self, groups: Mapping[str, Mapping[str, Array]], state: Mapping[str, object]) -> None:
         """Takes a checkpoint of one or more roles: the tensors and the state that stood beside them."""

@@ -24,6 +24,8 @@ def check_pipeline(pipeline: Pipeline) -> EnvDescription | None:
     Returns: the environment's spaces; None for a pipeline of text.
     Raises: InputError; nothing is written.
     """
+    for stage in pipeline.stages:
+        stage.check()
     if pipeline.is_text and pipeline.inputs is None:
         return None
     if pipeline.rollout is None and pipeline.inputs is None:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from hpcrl.data import Blocks, Ending, Ragged, Trajectories
 from hpcrl.envs.text.task import Problem, TextTask
 from hpcrl.errors import InputError
-from hpcrl.models.language.tokenizer import Tokenizer
+from hpcrl.models.language.tokenizer import HuggingFaceTokenizer, Tokenizer
 from hpcrl.stages.stage import Phase, Stage, StageContext, StageInterruptedError
 
 Int64 = npt.NDArray[np.int64]
@@ -85,14 +85,22 @@ def problem_indices(iteration: int, num_prompts: int, lanes: range) -> Int64:
     return iteration * num_prompts + np.arange(lanes.start, lanes.stop, dtype=np.int64)
 
 
-def prompt_text(problem: Problem) -> str:
-    """The prompt, where it is text.
+def prompt_tokens(tokenizer: Tokenizer, problem: Problem) -> Int64:
+    """What a model reads: the prompt's text, or a conversation through the tokenizer's chat template; i64[n].
 
-    Raises: InputError for a conversation, which a character tokenizer has no template for.
+    Raises: InputError for a conversation where the tokenizer has no template.
     """
-    if not isinstance(problem.prompt, str):
+    if isinstance(problem.prompt, str):
+        return tokenizer.encode_prompt(problem.prompt)
+    if not isinstance(tokenizer, HuggingFaceTokenizer):
         raise InputError("prompt: want text, given a conversation; use a tokenizer that has a chat template")
-    return problem.prompt
+    # The template writes the special tokens that open a text itself.
+    return tokenizer.encode(tokenizer.render([dataclasses.asdict(message) for message in problem.prompt]))
+
+
+def prompt_text(problem: Problem) -> str:
+    """What a reward is told: the prompt's text, of a conversation the last message's."""
+    return problem.prompt if isinstance(problem.prompt, str) else problem.prompt[-1].content
 
 
 def text_column(problem: Problem, column: str) -> str:
@@ -111,7 +119,7 @@ def pack_responses(
     tokenizer: Tokenizer, problems: Sequence[Problem], responses: Sequence[Int64], indices: Int64
 ) -> Trajectories:
     """Trajectories of whole responses, one for each problem."""
-    prompts = [tokenizer.encode_prompt(prompt_text(problem)) for problem in problems]
+    prompts = [prompt_tokens(tokenizer, problem) for problem in problems]
     offsets = offsets_of([len(response) for response in responses])
     return Trajectories(
         offsets,

@@ -11,9 +11,9 @@ from hpcrl.data import Blocks
 from hpcrl.envs.text.task import TextTask
 from hpcrl.models.language.settings import Sampling, Stopping
 from hpcrl.rewards import Reward
-from hpcrl.stages.demonstrate import check_count, prompt_text
+from hpcrl.stages.demonstrate import check_count, prompt_tokens
 from hpcrl.stages.evaluate import Evaluation, Reached
-from hpcrl.stages.score import score_responses
+from hpcrl.stages.score import check_reward, score_responses
 from hpcrl.stages.stage import Phase, StageContext, StageInterruptedError
 
 FIRST_TRAJECTORY = 2**31
@@ -63,6 +63,9 @@ class EvaluateText(Evaluation):
     def role(self) -> str | None:
         return self.model
 
+    def check(self) -> None:
+        check_reward(self.reward, self.task)
+
     def run(self, context: StageContext) -> None:
         started = time.perf_counter()
         sampled = self._answer(context, self.sampling)
@@ -99,7 +102,7 @@ class EvaluateText(Evaluation):
         )
         if not len(mine):
             return [], []
-        prompts = [tokenizer.encode_prompt(prompt_text(self.task.problem(int(index)))) for index in mine]
+        prompts = [prompt_tokens(tokenizer, self.task.problem(int(index))) for index in mine]
         responses = Generator(context.residents.get(self.model).decoder, tokenizer, rows=self.rows).generate(
             prompts,
             TokenNumbers(seed=context.seed, iteration=context.iteration, trajectories=FIRST_TRAJECTORY + mine),

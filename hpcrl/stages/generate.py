@@ -12,7 +12,7 @@ from hpcrl.data import Blocks, Ragged, Trajectories
 from hpcrl.envs.text.task import TextTask
 from hpcrl.errors import InputError
 from hpcrl.models.language.settings import Sampling, Stopping
-from hpcrl.stages.demonstrate import check_count, offsets_of, problem_indices, prompt_text
+from hpcrl.stages.demonstrate import check_count, offsets_of, problem_indices, prompt_tokens
 from hpcrl.stages.stage import Phase, Stage, StageContext, StageInterruptedError
 
 
@@ -92,7 +92,7 @@ class Generate(Stage):
         lanes = np.array([lane for block in todo for lane in blocks.lanes(block)], np.int64)
         indices = {block: problem_indices(context.iteration, self.num_prompts, blocks.lanes(block)) for block in todo}
         prompts = {
-            int(index): tokenizer.encode_prompt(prompt_text(self.task.problem(int(index))))
+            int(index): prompt_tokens(tokenizer, self.task.problem(int(index)))
             for block in todo
             for index in indices[block]
         }

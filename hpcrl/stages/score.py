@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from hpcrl.data import Ending, Trajectories
-from hpcrl.envs.text.task import TextTask
+from hpcrl.envs.text.task import TextTask, columns_of
 from hpcrl.models.language.tokenizer import Tokenizer
-from hpcrl.rewards import Reward, Scores, checked_scores
+from hpcrl.rewards import FunctionReward, Reward, Scores, checked_scores
 from hpcrl.stages.demonstrate import prompt_text
 from hpcrl.stages.stage import Phase, Stage, StageContext, StageInterruptedError
 
@@ -55,6 +55,9 @@ class Score(Stage):
     def writes(self) -> tuple[str, ...]:
         return ("scores",)
 
+    def check(self) -> None:
+        check_reward(self.reward, self.task)
+
     def run(self, context: StageContext) -> None:
         started = time.perf_counter()
         tokenizer = context.residents.tokenizer(self.model)
@@ -77,6 +80,16 @@ class Score(Stage):
         context.output.log({**summary(scored), "seconds": time.perf_counter() - started})
 
 
+def check_reward(reward: Reward, task: TextTask) -> None:
+    """Looks whether the task's first problem and the reward's function are there.
+
+    Raises: InputError.
+    """
+    task.problem(0)
+    if isinstance(reward, FunctionReward):
+        _ = reward.function
+
+
 def responses_of(trajectories: Trajectories, tokenizer: Tokenizer) -> list[str]:
     """The responses as text."""
     bounds = trajectories.offsets
@@ -92,9 +105,8 @@ def score_responses(
     Raises: RewardError; InputError for problems that hold different columns.
     """
     problems = [task.problem(int(index)) for index in indices]
-    names = problems[0].columns if problems else ()
-    columns = {name: [problem.columns[name] for problem in problems] for name in names}
-    return checked_scores(reward, [prompt_text(problem) for problem in problems], responses, columns)
+    texts = [prompt_text(problem) for problem in problems]
+    return checked_scores(reward, texts, responses, columns_of(problems))
 
 
 def summary(scored: Sequence[tuple[Trajectories, Scores]]) -> dict[str, object]:

@@ -95,6 +95,10 @@ class Stage(ABC):
         """Whether it runs in this iteration."""
         return self.phase is None or self.phase.holds(iteration)
 
+    def check(self) -> None:
+        """Looks for what it needs outside the run: files, functions. Raises: InputError; nothing is written."""
+        return
+
     @abstractmethod
     def run(self, context: StageContext) -> None:
         """Do the work for the blocks this rank owns."""

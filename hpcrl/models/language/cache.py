@@ -32,7 +32,7 @@ class AttentionPlan:
     """
 
     blocks: Tensor | None
-    """i64[P], the block of each pair; None: pair p is of block p."""
+    """i64[P x kv_heads], the rows of the pool that each pair's keys are; None: those of block p for pair p."""
     owners: Tensor
     """i64[P], the query group of each pair."""
     table: Tensor
@@ -48,34 +48,35 @@ def attend_blocks(
     """softmax(cap(scale q k^T)) v of each query over the keys that its plan lets it see.
 
     Args:
-        q: [N, kv_heads, M, d].  keys, values: [blocks, kv_heads, KEYS_PER_BLOCK, d].
+        q: [N, kv_heads, M, d].  keys, values: [blocks x kv_heads, KEYS_PER_BLOCK, d].
         scale, soft_cap: as `attend` has them.
     Returns:
         [N, kv_heads, M, d].
     """
     num_pairs, (num_groups, kv_heads, num_queries, head_dim) = len(plan.owners), q.shape
+    num_matrices, by_pair, given_dtype = num_pairs * kv_heads, (num_pairs, kv_heads * num_queries), q.dtype
     if plan.blocks is None:
-        k, v = keys[:num_pairs], values[:num_pairs]
+        k, v = keys[:num_matrices], values[:num_matrices]
     else:
         k, v = keys.index_select(0, plan.blocks), values.index_select(0, plan.blocks)
-    arithmetic, flat = attention_dtype(q.dtype, q.device), (num_pairs * kv_heads, -1, head_dim)
-    queries = q.to(arithmetic).index_select(0, plan.owners).view(flat)
-    k, v = k.to(arithmetic).view(flat).transpose(1, 2), v.to(arithmetic).view(flat)
+    arithmetic = attention_dtype(given_dtype, q.device)
+    if arithmetic != given_dtype:
+        q, k, v = q.to(arithmetic), k.to(arithmetic), v.to(arithmetic)
+    queries = q.index_select(0, plan.owners).view(num_matrices, num_queries, head_dim)
     if soft_cap is None:
-        scores = torch.baddbmm(plan.bias, queries, k, alpha=scale)
+        scores = torch.baddbmm(plan.bias, queries, k.transpose(1, 2), alpha=scale)
     else:
-        scores = soft_cap * torch.tanh(torch.bmm(queries, k) * (scale / soft_cap)) + plan.bias
-    by_pair = (num_pairs, kv_heads * num_queries)
+        scores = soft_cap * torch.tanh(torch.bmm(queries, k.transpose(1, 2)) * (scale / soft_cap)) + plan.bias
     largest = _of_groups(scores.amax(-1).view(by_pair), plan.table, num_groups).amax(0)
     # Pairs of the null block are all -inf: their weights are 0 exactly, and adding 0 changes no bits.
-    weights = scores.sub_(largest.index_select(0, plan.owners).view(*scores.shape[:2], 1)).exp_()
-    totals = _of_groups(weights.sum(-1).view(by_pair), plan.table, num_groups)
-    sums = _of_groups(torch.bmm(weights, v).view(num_pairs, -1), plan.table, num_groups)
+    weights = scores.sub_(largest.index_select(0, plan.owners).view(num_matrices, num_queries, 1)).exp_()
+    totals = _of_groups(weights.sum(-1).view(by_pair), plan.table, num_groups).unbind()
+    sums = _of_groups(torch.bmm(weights, v).view(num_pairs, -1), plan.table, num_groups).unbind()
     total, attended = totals[0], sums[0]
-    for block in range(1, len(sums)):
-        total += totals[block]
-        attended += sums[block]
-    return (attended.view(q.shape) / total.view(*q.shape[:3], 1)).to(q.dtype)
+    for block_total, block_sum in zip(totals[1:], sums[1:], strict=True):
+        total, attended = total + block_total, attended + block_sum
+    attended = attended.view(q.shape) / total.view(num_groups, kv_heads, num_queries, 1)
+    return attended if arithmetic == given_dtype else attended.to(given_dtype)
 
 
 def _of_groups(pairs: Tensor, table: Tensor, num_groups: int) -> Tensor:
@@ -177,18 +178,23 @@ class BlockPool:
             torch.from_numpy(self._tables[slot, first:end].copy()).to(self._device) for slot in (source, target)
         )
         for pool in (*self.keys, *self.values):
-            pool[new] = pool[old]
+            blocks = pool.view(-1, *self._shape)
+            blocks[new] = blocks[old]
 
     def places(self, slots: Int64, positions: Int64) -> tuple[Tensor, Tensor]:
-        """Where keys and values are written: block and place inside, i64[n] each."""
+        """Where keys and values are written: rows i64[n, kv_heads] of the pool, and places inside i64[n, 1]."""
         blocks = self._tables[slots, positions // KEYS_PER_BLOCK]
-        return self._on_device(blocks), self._on_device(positions % KEYS_PER_BLOCK)
+        return self._on_device(self._rows_of(blocks)), self._on_device(positions[:, None] % KEYS_PER_BLOCK)
 
     def write(self, layer: int, places: tuple[Tensor, Tensor], k: Tensor, v: Tensor) -> None:
         """Puts k and v [n, kv_heads, d] where `places` says; layer counts within `layers`."""
-        blocks, inside = places
-        self.keys[layer][blocks, :, inside] = k
-        self.values[layer][blocks, :, inside] = v
+        self.keys[layer][places] = k
+        self.values[layer][places] = v
+
+    def _rows_of(self, blocks: Int64) -> Int64:
+        """i64[n, kv_heads]."""
+        kv_heads = self._shape[0]
+        return blocks[:, None] * kv_heads + np.arange(kv_heads)
 
     def plan_single(self, slots: Int64, positions: Int64, queries_per_position: int) -> AttentionPlan:
         """One query position per sequence: N = len(slots), M = queries_per_position."""
@@ -205,7 +211,7 @@ class BlockPool:
         blocks = None
         # Blocks read where they lie, even if some are not these queries', beat blocks copied together.
         if num_blocks > 2 * len(owned) + 1:
-            blocks = self._on_device(np.concatenate(([_NULL_BLOCK], owned)))
+            blocks = self._on_device(self._rows_of(np.concatenate(([_NULL_BLOCK], owned))).reshape(-1))
             owned, num_blocks = np.arange(1, len(owned) + 1), len(owned) + 1
             table[there] = owned
         owners, kinds = np.zeros(num_blocks, np.int64), np.zeros(num_blocks, np.int64)
@@ -237,7 +243,7 @@ class BlockPool:
         bias.masked_fill_(torch.from_numpy(hidden).to(self._device), -torch.inf)
         bias = bias.repeat_interleave(queries_per_position, dim=1)
         return AttentionPlan(
-            self._on_device(owned),
+            self._on_device(self._rows_of(owned).reshape(-1)),
             self._on_device(np.concatenate(([0], group))),
             self._on_device(table.T.reshape(-1)),
             bias.repeat_interleave(self._shape[0], dim=0),
@@ -259,7 +265,8 @@ class BlockPool:
 
     def _new_blocks(self, count: int) -> Tensor:
         # Zeros: a weight of 0 times whatever lies there must be 0.
-        return torch.zeros((count, *self._shape), dtype=self._dtype, device=self._device)
+        kv_heads, *shape = self._shape
+        return torch.zeros((count * kv_heads, *shape), dtype=self._dtype, device=self._device)
 
     def _on_device(self, array: Int64) -> Tensor:
         return torch.from_numpy(array).to(self._device)

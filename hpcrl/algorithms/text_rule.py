@@ -36,6 +36,8 @@ class TextTotals:
     advantage_mean: float = 0.0
     advantage_std: float = 1.0
     """Of a sample (n - 1); 1 where there are fewer than two."""
+    num_pairs: int = 0
+    """Preferences between two of its sequences."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +46,8 @@ class TextRule:
 
     statistics: ClassVar[tuple[str, ...]] = ()
     """Names of the sums that `part_gradient` gives."""
+    by_group: ClassVar[bool] = False
+    """Whether the responses to a prompt must stay in one minibatch."""
 
     num_epochs: int = 1
     """Passes over the iteration's responses, >= 1."""

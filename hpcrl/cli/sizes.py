@@ -77,6 +77,7 @@ _TEXT_FIELDS: dict[str, tuple[str, tuple[int, ...], str]] = {
     "actions": (PER_STEP, (), "int64"),
     "prompt_tokens": (PER_PROMPT_TOKEN, (), "int64"),
     "ending": (PER_TRAJECTORY, (), "uint8"),
+    "preference": (PER_TRAJECTORY, (), "int8"),
     **dict.fromkeys(("prompt_index", "sample_index", "policy_version"), (PER_TRAJECTORY, (), "int64")),
     **dict.fromkeys(("scores", "bootstrap_values"), (PER_TRAJECTORY, (), "float32")),
 }

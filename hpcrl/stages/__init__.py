@@ -7,6 +7,7 @@ from hpcrl.stages.evaluate import Evaluate, Evaluation, Reached
 from hpcrl.stages.evaluate_text import EvaluateText
 from hpcrl.stages.generate import Generate
 from hpcrl.stages.group_advantage import GroupAdvantage
+from hpcrl.stages.prefer import Prefer, Preferences, ScoreByModel
 from hpcrl.stages.read_model import LogProbs, Values
 from hpcrl.stages.refine import Refine
 from hpcrl.stages.rollout import Rollout
@@ -27,10 +28,13 @@ __all__ = [
     "LogProbs",
     "Output",
     "Phase",
+    "Prefer",
+    "Preferences",
     "Reached",
     "Refine",
     "Rollout",
     "Score",
+    "ScoreByModel",
     "Stage",
     "StageContext",
     "StageInterruptedError",

@@ -215,7 +215,7 @@ def test_a_batch_keeps_every_response_once_an_epoch() -> None:
     seen = []
     for epoch in range(2):
         batch.begin_epoch(epoch)
-        sums = batch.part_sums(5).reshape(3, 4)
+        sums = batch.part_sums(5).reshape(3, 5)
         lengths = [batch.part(5, minibatch).response_lengths.tolist() for minibatch in range(3)]
         assert sorted(length for part in lengths for length in part) == [1, 2, 3, 4, 5, 6, 7]
         assert sums[:, 0].tolist() == [sum(part) for part in lengths]

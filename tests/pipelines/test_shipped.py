@@ -12,6 +12,7 @@ from tests.pipelines.runs import ROOT, hpcrl
 TEXT = {
     "rlhf_arithmetic": ("--sft-iterations", 1, "--ppo-iterations", 1, "--num-prompts", 8, "--hidden-size", 16),
     "grpo_arithmetic": ("--sft-iterations", 1, "--rl-iterations", 1, "--num-prompts", 4, "--hidden-size", 16),
+    "dpo_arithmetic": ("--sft-iterations", 1, "--dpo-iterations", 1, "--num-prompts", 4, "--hidden-size", 16),
 }
 
 
@@ -21,4 +22,4 @@ def test_a_pipeline_of_text(name: str, tmp_path: Path) -> None:
     assert done.code == 0, done.output
     run = RunFolder.open(tmp_path / "run")
     played = {stage.stage for iteration in run.iterations() for stage in run.stages(iteration)}
-    assert {"imitate", "generate", "score", "advantage", "update"} <= played
+    assert {"imitate", "generate", "score", "update"} <= played

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from hpcrl.errors import InputError
+from hpcrl.launch.active import jobs_of_run
 from hpcrl.launch.papers import is_played_as_jobs, open_case
 from hpcrl.scheduler.jobs import Job
 from hpcrl.scheduler.refusals import SchedulerUnavailableError
@@ -95,7 +96,7 @@ def _cancel_all(ledger: Ledger, slurm: Queue, say: Callable[[str], None], sleep:
     while True:
         tries = [one for found in ledger.all_tries().values() for one in found]
         jobs = [job for job in slurm.queue() if not job.is_over]
-        found = {id_: units for id_, units in _ours(tries, jobs).items() if id_ not in cancelled}
+        found = {id_: units for id_, units in jobs_of_run(tries, jobs).items() if id_ not in cancelled}
         if found:
             slurm.cancel(list(found))
             cancelled += found
@@ -104,19 +105,6 @@ def _cancel_all(ledger: Ledger, slurm: Queue, say: Callable[[str], None], sleep:
         if not any(_is_on_its_way(one) for one in tries) or time.monotonic() > deadline:
             return cancelled
         sleep(_PAUSE_SECONDS)
-
-
-def _ours(tries: Sequence[Try], jobs: Sequence[Job]) -> dict[str, str]:
-    """Job ids of the run that are in the queue -> the unit that each plays; unrecorded ones by their token."""
-    units = {one.job: one.unit.name for one in tries if one.job is not None}
-    tokens = {one.claim.token: one.unit.name for one in tries if one.job is None}
-    found: dict[str, str] = {}
-    for job in jobs:
-        id_ = job.array_id or job.id
-        unit = units.get(id_) or next((name for token, name in tokens.items() if token in job.comment), None)
-        if unit is not None:
-            found[id_] = unit
-    return found
 
 
 def _is_on_its_way(one: Try) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import pwd
 import sys
@@ -15,7 +14,11 @@ from typing import Final, Protocol
 
 from hpcrl.errors import InputError
 from hpcrl.launch.active import jobs_of_run
-from hpcrl.launch.papers import is_played_as_jobs, open_case
+from hpcrl.launch.papers import is_played_as_jobs
+from hpcrl.launch.units import Units
+from hpcrl.report.resume import resume_command
+from hpcrl.report.wording import path_text
+from hpcrl.runner.stored import stored_pipeline
 from hpcrl.scheduler.jobs import Job
 from hpcrl.scheduler.refusals import SchedulerUnavailableError
 from hpcrl.scheduler.slurm import Slurm
@@ -43,6 +46,7 @@ def print_cancel(path: Path, slurm: Queue | None = None) -> int:
     Raises: InputError when the run was never submitted, or SLURM's commands are missing: nothing is done then.
     """
     path = Path(path)
+    is_over = _is_over(path)
     try:
         cancelled = cancel_run(path, slurm, say=print)
     except SchedulerUnavailableError as error:
@@ -50,7 +54,11 @@ def print_cancel(path: Path, slurm: Queue | None = None) -> int:
         return FAILED
     if not cancelled:
         print("no job of it was in the queue")
-    print(f"what is published stays; go on with: {_command(path)}")
+    if is_over:
+        print(f"the run had reached its end: hpcrl report {path_text(path)}")
+    else:
+        command = resume_command(path, ()) or f"hpcrl run PIPELINE --on slurm --run {path_text(path)}"
+        print(f"what is published stays; go on with: {command}")
     return DONE
 
 
@@ -62,6 +70,8 @@ def cancel_run(
     sleep: Callable[[float], None] = time.sleep,
 ) -> list[str]:
     """Halts a run, then cancels its jobs; running ones publish what they have and end.
+
+    Of a run that has reached its end, jobs that still wait are cancelled, and nothing is written.
 
     Args:
         slurm: the cluster; None: the one this environment reaches.
@@ -82,7 +92,9 @@ def cancel_run(
         raise InputError(
             f"hpcrl cancel: want SLURM's commands, found no {', '.join(missing)}; run this on a login node"
         )
-    if ledger.halt(f"cancelled by {_user()} with hpcrl cancel"):
+    if _is_over(path):
+        say("the run is over, nothing more is submitted")
+    elif ledger.halt(f"cancelled by {_user()} with hpcrl cancel"):
         say("nothing more is submitted")
     else:
         say(f"nothing more was submitted already: {ledger.halted()}")
@@ -107,6 +119,12 @@ def _cancel_all(ledger: Ledger, slurm: Queue, say: Callable[[str], None], sleep:
         sleep(_PAUSE_SECONDS)
 
 
+def _is_over(path: Path) -> bool:
+    """Whether it has reached its end."""
+    run = RunFolder.open(path)
+    return Units(run, stored_pipeline(run.pipeline())).is_finished()
+
+
 def _is_on_its_way(one: Try) -> bool:
     """Whether somebody may be about to submit it: claimed a moment ago, and no job id written down."""
     age = (datetime.now(UTC) - datetime.fromisoformat(one.claim.created)).total_seconds()
@@ -126,11 +144,3 @@ def _user() -> str:
         return pwd.getpwuid(os.geteuid()).pw_name
     except KeyError:
         return str(os.geteuid())
-
-
-def _command(path: Path) -> str:
-    """What the person types to go on."""
-    command = ""
-    with contextlib.suppress(InputError):  # submitted by another version of hpcrl, or by somebody else
-        command = open_case(path).papers.command
-    return command or f"hpcrl run PIPELINE --on slurm --run {path}"

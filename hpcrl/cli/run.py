@@ -100,6 +100,9 @@ def submit_command(options: argparse.Namespace, pipeline: Pipeline, choices: Lau
         say=say,
     )
     name = path_text(run.path)
+    if run.is_finished():
+        print(f"{run.path}: look at it with: hpcrl report {name}")
+        return 0
     print(f"{run.path}: submitted; look with: hpcrl status {name}; end it with: hpcrl cancel {name}")
     return 0
 

@@ -11,7 +11,7 @@ import pytest
 from hpcrl.cli import main
 from hpcrl.data import Mesh
 from hpcrl.errors import InputError
-from hpcrl.launch.active import refuse_active
+from hpcrl.launch.active import refuse_active, refuse_beside_jobs
 from hpcrl.launch.papers import Case, Papers
 from hpcrl.launch.submission import check_segments, dry_run, first_requests, submit
 from hpcrl.scheduler.jobs import Job
@@ -20,7 +20,7 @@ from hpcrl.store.ledger import Ledger, now
 from hpcrl.store.run_folder import RunFolder
 from tests.launch.test_repair import apart, loop
 from tests.report.job_run import JobRun, slurm_job
-from tests.report.tiny_run import digests, pipeline_file
+from tests.report.tiny_run import copy_of, digests, finished_run, pipeline_file
 from tests.scheduler.fakes import FakeCommands
 
 SEGMENTS = {"rollout": Resources(partition="cpu"), "guard": Resources(), "advantage": Resources(time_minutes=9)}
@@ -222,6 +222,20 @@ class TestDryRun:
         assert said[0].startswith("not compared with the cluster: ")
 
 
+def test_a_run_that_is_over_is_not_said_to_be_submitted(
+    cluster: FakeCommands, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = copy_of(finished_run(), tmp_path)
+    command = ["run", str(pipeline_file()), "--run", str(path), "--on", "sbatch"]
+    assert main([*command, "--dry-run"]) == 0
+    assert capsys.readouterr().out == f"{path}: nothing to submit: the run is over\n\n"
+    assert main(command) == 0
+    printed = capsys.readouterr()
+    assert printed.err == f"{path}: nothing to submit: the run is over\n"
+    assert printed.out == f"{path}: look at it with: hpcrl report {path}\n"
+    assert cluster.calls("sbatch") == []
+
+
 class Queue:
     """What squeue would tell of this user."""
 
@@ -284,8 +298,6 @@ class TestActiveJobs:
     def test_without_commands_it_says_that_it_could_not_ask(
         self, no_cluster: FakeCommands, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        from hpcrl.launch.active import refuse_beside_jobs
-        from tests.report.tiny_run import copy_of, finished_run
 
         said: list[str] = []
         path = copy_of(finished_run(), tmp_path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import inspect
 import pkgutil
 import re
 import subprocess
@@ -13,6 +14,11 @@ from pathlib import Path
 import pytest
 
 import hpcrl
+from hpcrl.cli.pipeline_file import pipeline_function
+from hpcrl.launch.request import GUARD
+from hpcrl.launch.submission import check_segments
+from hpcrl.scheduler.site import site_from_text
+from hpcrl.segments import ONLY, is_one_world, segments
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("benchmarks/*.md")])
@@ -78,3 +84,31 @@ def test_configuration_and_status_import_no_pytorch_and_no_mpi(module: str) -> N
     code += "sys.exit(','.join({'torch', 'mpi4py', 'gymnasium'} & set(sys.modules)) or 0)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{module} imports {done.stderr.strip()}"
+
+
+def shipped_segments() -> set[str]:
+    """The segments of the pipelines that need no argument, and the guard, which each has when it plays as jobs."""
+    found = {GUARD.segment}
+    for path in sorted((ROOT / "pipelines").glob("*.py")):
+        function = pipeline_function(path)
+        if all(one.default is not one.empty for one in inspect.signature(function).parameters.values()):
+            pipeline = function()
+            found |= {ONLY} if is_one_world(pipeline) else {segment.name for segment in segments(pipeline)}
+    return found
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "slurm" / "site.example.toml"], ids=lambda page: page.name)
+def test_segments_in_site_files_are_those_of_shipped_pipelines(page: Path) -> None:
+    """Copied into a site file, any other name is refused."""
+    named = set(re.findall(r"^(?:# )?\[segments\.([\w.]+)\]", page.read_text(), re.MULTILINE)) - {"NAME"}
+    assert named <= shipped_segments()
+
+
+@pytest.mark.parametrize("page", ["docs/site.md", "docs/tutorials/laptop_to_cluster.md"])
+def test_site_files_in_the_documentation_are_site_files(page: str) -> None:
+    found = re.findall(r"```toml\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+    assert len(found) >= 2
+    for text in found:
+        site = site_from_text(text)
+        if set(site.segments) & {"rollout", "advantage"}:
+            check_segments(pipeline_function(ROOT / "pipelines" / "ppo_apart.py")(), site)

@@ -85,7 +85,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         help="this process; mpiexec (default when ranks > 1); SLURM jobs, through submitit or through sbatch scripts",
     )
     parser.add_argument("--site", type=Path, metavar="FILE", help="the cluster, for --on slurm | sbatch (docs/site.md)")
-    parser.add_argument("--dry-run", action="store_true", help="with --on sbatch: print the scripts; submit nothing")
+    parser.add_argument("--dry-run", action="store_true", help="with --on sbatch: print the scripts; write nothing")
     parser.add_argument(
         "--ranks", type=int, metavar="N", help="data-parallel ranks (default: min(cores, num_blocks)); same bits"
     )

@@ -18,6 +18,7 @@ from hpcrl.cli.pipeline_file import flag_of, load_pipeline, pipeline_function
 from hpcrl.data import Mesh
 from hpcrl.errors import InputError
 from hpcrl.pipeline import MAIN, Pipeline
+from hpcrl.report.wording import path_text
 
 if TYPE_CHECKING:
     from hpcrl.runner import Launch
@@ -32,6 +33,7 @@ def run_command(options: argparse.Namespace, rest: Sequence[str]) -> int:
         return print_help("run", options.pipeline)
     if options.pipeline is None:
         raise InputError("want a pipeline file, given none; for example: hpcrl run pipelines/ppo_cartpole.py")
+    from hpcrl.launch.active import refuse_beside_jobs
     from hpcrl.launch.ranks import is_rank, launch
     from hpcrl.runner import Launch, check_resumable, run_rank
 
@@ -52,6 +54,7 @@ def run_command(options: argparse.Namespace, rest: Sequence[str]) -> int:
     if is_rank():
         run_rank(pipeline, choices)
     check_resumable(pipeline, choices)  # every check of the input comes before a process is started
+    refuse_beside_jobs(run_path, say)
     if options.on == "mpi" or (options.on is None and ranks > 1):
         arguments = ["run", *_rank_arguments(options, rest, ranks, run_path)]
         return launch(
@@ -73,6 +76,7 @@ def run_command(options: argparse.Namespace, rest: Sequence[str]) -> int:
 def submit_command(options: argparse.Namespace, pipeline: Pipeline, choices: Launch) -> int:
     """`--on slurm | sbatch`: submits the run and returns; or, with --dry-run, prints what would be submitted."""
     from hpcrl.launch.submission import dry_run, submit
+    from hpcrl.runner import check_resumable
 
     if options.branch is not None:
         raise InputError(f"--branch: want --on here or mpi for a branch's first start, given --on {options.on}")
@@ -82,7 +86,8 @@ def submit_command(options: argparse.Namespace, pipeline: Pipeline, choices: Lau
     if options.dry_run:
         if options.on != "sbatch":
             raise InputError("--dry-run: want --on sbatch (submitit makes no scripts to print), given --on slurm")
-        print(dry_run(pipeline, options.site, run=choices.run, python_path=python_path))
+        check_resumable(pipeline, choices)
+        print(dry_run(pipeline, options.site, run=choices.run, python_path=python_path, say=say))
         return 0
     run = submit(
         pipeline,
@@ -92,10 +97,19 @@ def submit_command(options: argparse.Namespace, pipeline: Pipeline, choices: Lau
         fresh=choices.fresh,
         command=choices.command,
         python_path=python_path,
-        say=lambda line: print(line, file=sys.stderr),
+        say=say,
     )
-    print(f"{run.path}: submitted; look with: hpcrl status {run.path}; end it with: hpcrl cancel {run.path}")
+    name = path_text(run.path)
+    if run.is_finished():
+        print(f"{run.path}: look at it with: hpcrl report {name}")
+        return 0
+    print(f"{run.path}: submitted; look with: hpcrl status {name}; end it with: hpcrl cancel {name}")
     return 0
+
+
+def say(line: str) -> None:
+    """What a person should know beside the result, which stands on stdout."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def spread(options: argparse.Namespace, pipeline: Pipeline) -> tuple[Pipeline, int]:

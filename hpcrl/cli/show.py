@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from hpcrl.cli.pipeline_file import load_pipeline
-from hpcrl.cli.run import print_help, spread
+from hpcrl.cli.run import print_help, say, spread
 from hpcrl.cli.sizes import PER_STEP, PER_TRAJECTORY, Batch, Field, batch_of, fields_of, role_sizes
 from hpcrl.data import Blocks
 from hpcrl.envs import EnvDescription, Space
@@ -30,12 +31,14 @@ def show_command(options: argparse.Namespace, rest: Sequence[str]) -> int:
 
     pipeline = load_pipeline(Path(options.pipeline), rest, options)
     # As `hpcrl run` would spread it.
-    pipeline, _ = spread(argparse.Namespace(ranks=options.ranks, on=None, mesh=options.mesh), pipeline)
-    print(show_text(pipeline, check_pipeline(pipeline), options.pipeline))
+    pipeline, _ = spread(argparse.Namespace(ranks=options.ranks, on=options.on, mesh=options.mesh), pipeline)
+    text = show_text(pipeline, check_pipeline(pipeline), options.pipeline)
     if options.on == "sbatch":
         from hpcrl.launch.submission import dry_run
 
-        print(f"\n{dry_run(pipeline, options.site, python_path=[Path(options.pipeline).resolve().parent])}")
+        python_path = [Path(options.pipeline).resolve().parent]
+        text += f"\n\n{dry_run(pipeline, options.site, python_path=python_path, say=say)}"
+    print(text)
     return 0
 
 
@@ -66,7 +69,7 @@ def show_text(pipeline: Pipeline, description: EnvDescription | None, file: str)
             "on disk (offsets and file headers come on top)",
             *_disk(pipeline, description, batch, checkpoint_bytes),
             "",
-            f"start it with: hpcrl run {file}",
+            f"start it with: hpcrl run {shlex.quote(file)}",
         ]
     )
 

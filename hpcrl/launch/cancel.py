@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import pwd
 import sys
@@ -14,7 +13,12 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from hpcrl.errors import InputError
-from hpcrl.launch.papers import is_played_as_jobs, open_case
+from hpcrl.launch.active import jobs_of_run
+from hpcrl.launch.papers import is_played_as_jobs
+from hpcrl.launch.units import Units
+from hpcrl.report.resume import resume_command
+from hpcrl.report.wording import path_text
+from hpcrl.runner.stored import stored_pipeline
 from hpcrl.scheduler.jobs import Job
 from hpcrl.scheduler.refusals import SchedulerUnavailableError
 from hpcrl.scheduler.slurm import Slurm
@@ -42,6 +46,7 @@ def print_cancel(path: Path, slurm: Queue | None = None) -> int:
     Raises: InputError when the run was never submitted, or SLURM's commands are missing: nothing is done then.
     """
     path = Path(path)
+    is_over = _is_over(path)
     try:
         cancelled = cancel_run(path, slurm, say=print)
     except SchedulerUnavailableError as error:
@@ -49,7 +54,11 @@ def print_cancel(path: Path, slurm: Queue | None = None) -> int:
         return FAILED
     if not cancelled:
         print("no job of it was in the queue")
-    print(f"what is published stays; go on with: {_command(path)}")
+    if is_over:
+        print(f"the run had reached its end: hpcrl report {path_text(path)}")
+    else:
+        command = resume_command(path, ()) or f"hpcrl run PIPELINE --on slurm --run {path_text(path)}"
+        print(f"what is published stays; go on with: {command}")
     return DONE
 
 
@@ -61,6 +70,8 @@ def cancel_run(
     sleep: Callable[[float], None] = time.sleep,
 ) -> list[str]:
     """Halts a run, then cancels its jobs; running ones publish what they have and end.
+
+    Of a run that has reached its end, jobs that still wait are cancelled, and nothing is written.
 
     Args:
         slurm: the cluster; None: the one this environment reaches.
@@ -81,7 +92,9 @@ def cancel_run(
         raise InputError(
             f"hpcrl cancel: want SLURM's commands, found no {', '.join(missing)}; run this on a login node"
         )
-    if ledger.halt(f"cancelled by {_user()} with hpcrl cancel"):
+    if _is_over(path):
+        say("the run is over, nothing more is submitted")
+    elif ledger.halt(f"cancelled by {_user()} with hpcrl cancel"):
         say("nothing more is submitted")
     else:
         say(f"nothing more was submitted already: {ledger.halted()}")
@@ -95,7 +108,7 @@ def _cancel_all(ledger: Ledger, slurm: Queue, say: Callable[[str], None], sleep:
     while True:
         tries = [one for found in ledger.all_tries().values() for one in found]
         jobs = [job for job in slurm.queue() if not job.is_over]
-        found = {id_: units for id_, units in _ours(tries, jobs).items() if id_ not in cancelled}
+        found = {id_: units for id_, units in jobs_of_run(tries, jobs).items() if id_ not in cancelled}
         if found:
             slurm.cancel(list(found))
             cancelled += found
@@ -106,17 +119,10 @@ def _cancel_all(ledger: Ledger, slurm: Queue, say: Callable[[str], None], sleep:
         sleep(_PAUSE_SECONDS)
 
 
-def _ours(tries: Sequence[Try], jobs: Sequence[Job]) -> dict[str, str]:
-    """Job ids of the run that are in the queue -> the unit that each plays; unrecorded ones by their token."""
-    units = {one.job: one.unit.name for one in tries if one.job is not None}
-    tokens = {one.claim.token: one.unit.name for one in tries if one.job is None}
-    found: dict[str, str] = {}
-    for job in jobs:
-        id_ = job.array_id or job.id
-        unit = units.get(id_) or next((name for token, name in tokens.items() if token in job.comment), None)
-        if unit is not None:
-            found[id_] = unit
-    return found
+def _is_over(path: Path) -> bool:
+    """Whether it has reached its end."""
+    run = RunFolder.open(path)
+    return Units(run, stored_pipeline(run.pipeline())).is_finished()
 
 
 def _is_on_its_way(one: Try) -> bool:
@@ -138,11 +144,3 @@ def _user() -> str:
         return pwd.getpwuid(os.geteuid()).pw_name
     except KeyError:
         return str(os.geteuid())
-
-
-def _command(path: Path) -> str:
-    """What the person types to go on."""
-    command = ""
-    with contextlib.suppress(InputError):  # submitted by another version of hpcrl, or by somebody else
-        command = open_case(path).papers.command
-    return command or f"hpcrl run PIPELINE --on slurm --run {path}"

@@ -18,11 +18,11 @@ from hpcrl.launch.job_files import make_own_folder, put_script, tell_on_stderr, 
 from hpcrl.launch.ranks import THREAD_VARIABLES
 from hpcrl.launch.request import GUARD, Request, Surroundings
 from hpcrl.launch.sbatch_options import resource_options, script_options, submission_options
-from hpcrl.launch.scripts import interpreter, launch_lines, make_job_folders, render
+from hpcrl.launch.scripts import check_request, interpreter, launch_lines, make_job_folders, render
 from hpcrl.launch.template import around
 from hpcrl.scheduler.site import Launch, Resources
 from hpcrl.scheduler.slurm import Slurm
-from hpcrl.scheduler.trust import refuse_foreign
+from hpcrl.scheduler.trust import refuse_foreign, refuse_foreign_if_there
 from hpcrl.signals import DONE, REQUEUE, STOP_SIGNALS
 
 try:
@@ -127,6 +127,18 @@ class Functions:
     ) -> None:
         self._surroundings, self._slurm, self._say = surroundings, slurm or Slurm(), say
 
+    def check(self, requests: tuple[Request, ...]) -> None:
+        """Refuses what `prepare` and `submit` would refuse; writes nothing.
+
+        Raises: InputError for names that cannot stand in a script or that submitit would take for a pattern, for a
+        script that somebody else could have written, and when there is no srun.
+        """
+        _refuse_without_srun()
+        for request in requests:
+            _refuse_patterns(request.run)
+            check_request(request, self._surroundings)
+            refuse_foreign_if_there(_script_path(request))
+
     def prepare(self, requests: tuple[Request, ...]) -> None:
         """Makes the folders of pickles and logs.
 
@@ -194,7 +206,7 @@ class _UnitExecutor(submitit.SlurmExecutor):
         request, site = self._request, self._surroundings.site
         name = f"{request.unit.name}-{request.number:02d}-{request.first_element}.pkl"
         write_file(self.folder / name, pickle.dumps(delayed), mode=0o600)
-        script = self.folder / f"{request.unit.segment}.sh"
+        script = _script_path(request)
         put_script(script, self._make_submission_file_text(self._submitit_command_str, "") + "\n", self._say)
         refuse_foreign(script)
         job = self._slurm.submit(
@@ -259,6 +271,11 @@ def executor(
 def pickle_folder(run: Path) -> Path:
     """Where a run's pickled functions lie; only its user may look there."""
     return run / "jobs" / "submitit"
+
+
+def _script_path(request: Request) -> Path:
+    """Where the script that unpickles a request's function lies."""
+    return pickle_folder(request.run) / f"{request.unit.segment}.sh"
 
 
 def _setup_lines(surroundings: Surroundings, compute_threads: int) -> list[str]:

@@ -13,9 +13,10 @@ from typing import Final
 
 from hpcrl.data.configuration import from_plain
 from hpcrl.errors import InputError
+from hpcrl.launch.papers import is_played_as_jobs
 from hpcrl.launch.request import GUARD
 from hpcrl.report.queue import end_of
-from hpcrl.report.wording import bytes_text, seconds_text
+from hpcrl.report.wording import bytes_text, path_text, seconds_text
 from hpcrl.segments import ONLY, segment_of
 from hpcrl.store.ledger import LOOP, Ledger, Try, Unit
 from hpcrl.store.run_folder import RunFolder
@@ -143,10 +144,15 @@ def _chosen(path: Path, what: str | None) -> list[Log]:
     """The logs asked for, the newest first. Raises: InputError when there are none."""
     run = RunFolder.open(path)
     logs = _logs(path)
+    if not logs and not (Ledger(path).path.is_dir() or is_played_as_jobs(path)):
+        raise InputError(
+            f"{path}: want a run that was submitted, given one that was not; what it prints stands where it was "
+            f"started; how it stands: hpcrl status {path_text(path)}"
+        )
     if not logs:
         raise InputError(
-            f"{path / FOLDER}: want a log, given none; one appears when a job starts: hpcrl status {path} says what "
-            "they wait for"
+            f"{path / FOLDER}: want a log, given none; one appears when a job starts: hpcrl status {path_text(path)} "
+            "says what they wait for"
         )
     if what is None:
         return [log for log in logs if log.segment != GUARD.segment] or logs
@@ -196,7 +202,7 @@ def _of_stage(run: RunFolder, logs: Sequence[Log], what: str) -> list[Log]:
     if not found:
         raise InputError(
             f"{run.path / FOLDER}: want a log of stage '{what}' (segment '{segments[what].name}'), given none yet; "
-            f"there are logs of {', '.join(known)}; hpcrl status {run.path} says what it waits for"
+            f"there are logs of {', '.join(known)}; hpcrl status {path_text(run.path)} says what it waits for"
         )
     return found
 

@@ -15,13 +15,12 @@ from hpcrl.runner.stored import stored_pipeline
 from hpcrl.scheduler.site import Site, read_site, site_text
 from hpcrl.scheduler.trust import read_own, refuse_foreign
 from hpcrl.store.documents import seal, unseal
+from hpcrl.store.layout import JOBS, PAPERS
 from hpcrl.store.publish import make_folder, replace
 from hpcrl.store.run_folder import RunFolder
 
 DoorName = Literal["slurm", "sbatch"]
-JOBS: Final = "jobs"
-"""Folder of a run that holds its scripts and papers."""
-_PAPERS, _SITE = "jobs.json", "site.toml"
+_SITE: Final = f"{JOBS}/site.toml"
 
 
 @dataclass(frozen=True)
@@ -46,8 +45,8 @@ class Papers:
         Raises: InputError when the disk is full or read-only.
         """
         make_folder(run / JOBS)
-        replace(run / JOBS / _SITE, site_text(site).encode())
-        replace(run / JOBS / _PAPERS, seal("jobs", dataclasses.asdict(self)))
+        replace(run / _SITE, site_text(site).encode())
+        replace(run / PAPERS, seal("jobs", dataclasses.asdict(self)))
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ class Case:
 
 def is_played_as_jobs(run: Path) -> bool:
     """Whether a run was ever submitted."""
-    return (run / JOBS / _PAPERS).exists()
+    return (run / PAPERS).exists()
 
 
 def open_case(path: Path) -> Case:
@@ -80,7 +79,7 @@ def open_case(path: Path) -> Case:
     if not is_played_as_jobs(path):
         raise InputError(f"{path}: want a run that was submitted, given one that was not; use hpcrl run --on slurm")
     refuse_foreign(path / "pipeline.json")
-    body: dict[str, Any] = unseal(read_own(path / JOBS / _PAPERS), "jobs", path / JOBS / _PAPERS)
+    body: dict[str, Any] = unseal(read_own(path / PAPERS), "jobs", path / PAPERS)
     papers = Papers(**{**body, "python_path": tuple(body["python_path"])})
     if papers.version != hpcrl.__version__:
         raise InputError(
@@ -88,4 +87,4 @@ def open_case(path: Path) -> Case:
             f"{hpcrl.__version__} on this node; make both nodes use one environment: launch.setup or "
             "launch.python in site.toml"
         )
-    return Case(run, stored_pipeline(run.pipeline()), papers, read_site(path / JOBS / _SITE))
+    return Case(run, stored_pipeline(run.pipeline()), papers, read_site(path / _SITE))

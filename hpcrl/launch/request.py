@@ -67,6 +67,13 @@ class Request:
 class Door(Protocol):
     """A way to submit requests."""
 
+    def check(self, requests: tuple[Request, ...]) -> None:
+        """Refuses what it could not write for jobs of these units, before anything is written anywhere.
+
+        Raises: InputError.
+        """
+        ...
+
     def prepare(self, requests: tuple[Request, ...]) -> None:
         """Writes what jobs of these units need (scripts), before the first is submitted."""
         ...

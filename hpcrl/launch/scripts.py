@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shlex
 import sys
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
@@ -15,9 +17,10 @@ from hpcrl.launch.lustre import striping_hint
 from hpcrl.launch.request import GUARD, Request, Surroundings
 from hpcrl.launch.sbatch_options import directive, option_word, script_options, submission_options
 from hpcrl.launch.template import fill, template
+from hpcrl.scheduler.refusals import SubmissionRefusedError
 from hpcrl.scheduler.site import Launch
 from hpcrl.scheduler.slurm import Slurm
-from hpcrl.scheduler.trust import refuse_foreign
+from hpcrl.scheduler.trust import refuse_foreign, refuse_foreign_if_there
 from hpcrl.store.publish import make_folder
 
 _JOB_COMMAND: Final = 'hpcrl.cli job "$RUN" --segment "$SEGMENT" "$@"'
@@ -109,6 +112,16 @@ class Scripts:
     ) -> None:
         self._surroundings, self._slurm, self._say = surroundings, slurm, say
 
+    def check(self, requests: tuple[Request, ...]) -> None:
+        """Refuses what `prepare` and `submit` would refuse; writes nothing.
+
+        Raises: InputError for names that cannot stand in a script, and for a script that somebody else could have
+        written.
+        """
+        for request in requests:
+            check_request(request, self._surroundings)
+            refuse_foreign_if_there(script_path(request))
+
     def prepare(self, requests: tuple[Request, ...]) -> None:
         """Writes the scripts of these requests' segments, and the folder of their logs.
 
@@ -137,6 +150,26 @@ class Scripts:
             folder=self._surroundings.folder,
         )
 
+    def ask(self, requests: tuple[Request, ...], say: Callable[[str], None]) -> None:
+        """Has SLURM say whether it would take one job of each segment; submits nothing, leaves nothing behind.
+
+        Args: say: told in one line when it would take one later only.
+        Raises: SubmissionRefusedError; SchedulerUnavailableError.
+        """
+        segments = {request.unit.segment: request for request in reversed(requests)}
+        with tempfile.TemporaryDirectory(prefix="hpcrl-dry-run-") as folder:
+            for segment, request in segments.items():
+                script = Path(folder) / script_path(request).name
+                script.write_text(render(request, self._surroundings), encoding="utf-8")
+                # The jobs that it would wait for are not there yet.
+                alone = dataclasses.replace(request, dependency=(), begin_minutes=0)
+                try:
+                    self._slurm.check(script, submission_options(alone, self._surroundings.site))
+                except SubmissionRefusedError as error:
+                    if not error.is_temporary:
+                        raise
+                    say(f"{segment}: {error}")
+
     def dry_run(self, requests: tuple[Request, ...]) -> str:
         """What would be submitted: each sbatch line, then each script. Writes nothing.
 
@@ -151,6 +184,12 @@ class Scripts:
             lines.append(shlex.join(["sbatch", *options, str(path), *request.arguments]))
         parts = ["\n".join(lines), *(f"===== {path}\n{text.rstrip()}" for path, text in scripts.items())]
         return "\n\n".join(parts) + "\n"
+
+
+def check_request(request: Request, surroundings: Surroundings) -> None:
+    """Raises: InputError for names that can stand neither in a script nor on sbatch's command line."""
+    render(request, surroundings)
+    submission_options(request, surroundings.site)
 
 
 def script_path(request: Request) -> Path:

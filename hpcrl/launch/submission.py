@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hpcrl.errors import InputError
+from hpcrl.launch.active import refuse_active
 from hpcrl.launch.cancel import cancel_run
 from hpcrl.launch.doors import open_door
 from hpcrl.launch.logs import log_text
@@ -21,14 +21,16 @@ from hpcrl.launch.units import Units
 from hpcrl.pipeline import Pipeline
 from hpcrl.report.queue import find_scheduler
 from hpcrl.report.status import status_text
+from hpcrl.report.wording import path_text
 from hpcrl.runner import Launch, check_resumable, open_run
 from hpcrl.runner.part import world_size
 from hpcrl.runner.prepare import set_aside
 from hpcrl.scheduler.nodes import refuse_impossible
 from hpcrl.scheduler.refusals import SchedulerUnavailableError
-from hpcrl.scheduler.site import Site, read_site
+from hpcrl.scheduler.site import SITE_FILE, Site, read_site
 from hpcrl.scheduler.slurm import Slurm
-from hpcrl.segments import ONLY, is_one_world, segments
+from hpcrl.scheduler.trust import refuse_foreign_if_there
+from hpcrl.segments import ONLY, is_one_world, segment_of, segments
 from hpcrl.store.lease import Lease
 from hpcrl.store.ledger import Ledger, Unit, now
 from hpcrl.store.run_folder import RunFolder
@@ -64,7 +66,9 @@ class Run:
             if reason is not None:
                 raise InputError(f"{self.path}: halted: {reason}; mend the cause, then submit the run again")
             if deadline is not None and time.monotonic() > deadline:
-                raise TimeoutError(f"{self.path}: not finished after {timeout_seconds} s; hpcrl status {self.path}")
+                raise TimeoutError(
+                    f"{self.path}: not finished after {timeout_seconds} s; hpcrl status {path_text(self.path)}"
+                )
             time.sleep(poll_seconds)
 
     def cancel(self) -> list[str]:
@@ -103,20 +107,21 @@ def submit(
     slurm = Slurm(patience_seconds=20.0, say=say)
     launch = Launch(run=path, fresh=fresh, command=command)
     description = check_resumable(pipeline, launch)
+    papers = Papers(
+        door=door,
+        python_path=_absolute(python_path),
+        folder=os.getcwd(),
+        command=command,
+        submitted=now(),
+    )
     with _silence_refuses():
         check_site(pipeline, site, slurm)
+        check_writing(Case(RunFolder(path), pipeline, papers, site), slurm, fresh=fresh)
         # Of a halted run what is still in the queue submits nothing more, and is taken into account.
         if is_played_as_jobs(path) and (fresh or Ledger(path).halted() is None):
             refuse_active(path, slurm)
     if fresh and RunFolder.exists(path):
         set_aside(path)
-    papers = Papers(
-        door=door,
-        python_path=tuple(str(Path(folder).absolute()) for folder in python_path),
-        folder=os.getcwd(),
-        command=command,
-        submitted=now(),
-    )
     with Lease.acquire(path):
         open_run(pipeline, launch, description)
         papers.write(path, site)
@@ -139,6 +144,10 @@ def _silence_refuses() -> Iterator[None]:
         raise InputError(str(error)) from error
 
 
+def _absolute(folders: Sequence[Path]) -> tuple[str, ...]:
+    return tuple(str(Path(folder).absolute()) for folder in folders)
+
+
 def _read(site: Site | Path | str | None) -> Site:
     return site if isinstance(site, Site) else read_site(None if site is None else Path(site))
 
@@ -153,7 +162,7 @@ def first_requests(case: Case) -> tuple[Request, ...]:
         made[unit] = make_request(case, units, unit, dependency=before, elements=units.unfinished_elements(unit))
     requests = list(made.values())
     if units.is_loop and pending:
-        requests.append(dataclasses.replace(requests[0], number=2, dependency=(f"JOB:{pending[0].name}",)))
+        requests.append(make_request(case, units, pending[0], number=2, dependency=(f"JOB:{pending[0].name}",)))
     if pending and case.site.launch.submit_from_jobs:
         if not units.is_loop and units.reaches_the_end(pending):
             requests.append(make_request(case, units, GUARD, dependency=tuple(f"JOB:{unit.name}" for unit in pending)))
@@ -162,8 +171,67 @@ def first_requests(case: Case) -> tuple[Request, ...]:
     return tuple(requests)
 
 
+def requests_of_segments(case: Case) -> tuple[Request, ...]:
+    """A job of each segment, and the guard: every other differs from one of them in its iteration, try and elements."""
+    units = Units(case.run, case.pipeline)
+    if units.is_loop:
+        return make_request(case, units, Unit(ONLY, None)), make_request(case, units, GUARD)
+    found = [
+        make_request(
+            case,
+            units,
+            Unit(segment.name, 0),
+            elements=tuple(range(segment.mesh.array)) if segment.mesh.array > 1 else None,
+        )
+        for segment in units.segments
+    ]
+    return *found, make_request(case, units, GUARD)
+
+
+def check_writing(case: Case, slurm: Slurm, *, fresh: bool = False) -> None:
+    """Everything that a submission writes and reads again can be written, and read by those who trust only their own.
+
+    Args: fresh: what is there now is renamed first.
+    Raises: InputError, before anything is written.
+    """
+    if not fresh:
+        refuse_foreign_if_there(case.run.path / "pipeline.json")
+    open_door(case, slurm).check(requests_of_segments(case))
+
+
 def _repair(case: Case, slurm: Slurm, say: Callable[[str], None]) -> Repaired:
     return Repair(case, open_door(case, slurm), slurm, say=say).repair()
+
+
+def check_segments(pipeline: Pipeline, site: Site) -> None:
+    """The site speaks of segments that the pipeline has.
+
+    Raises: InputError, with the segment that plays it where a stage or a mesh is named.
+    """
+    ranks = _ranks(pipeline)
+    for name in site.segments:
+        if name in ranks or name == GUARD.segment:
+            continue
+        played = [ONLY] if ONLY in ranks else _segments_that_play(name, pipeline)
+        what = "stage" if name in segment_of(pipeline) else "mesh" if name in pipeline.all_meshes else ""
+        if what:
+            tables = " or ".join(f"[segments.{segment}]" for segment in played)
+            raise InputError(
+                f"{site.source or SITE_FILE}: [segments.{name}]: want a segment of the pipeline, given a {what}; "
+                f"{what} '{name}' is played by segment {' and '.join(map(repr, played))}: write {tables}"
+            )
+    site.refuse_unknown_segments([*ranks, GUARD.segment])
+
+
+def _segments_that_play(name: str, pipeline: Pipeline) -> list[str]:
+    """The segments of a stage or a mesh."""
+    return [one.name for one in segments(pipeline) if name in one.stages or name == one.mesh_name]
+
+
+def _ranks(pipeline: Pipeline) -> dict[str, int]:
+    """Segment that jobs play -> its ranks; 'main' for all of a pipeline that one job plays."""
+    ranks = {segment.name: segment.mesh.size for segment in segments(pipeline)}
+    return {ONLY: world_size(pipeline) or next(iter(ranks.values()))} if is_one_world(pipeline) else ranks
 
 
 def check_site(pipeline: Pipeline, site: Site, slurm: Slurm) -> None:
@@ -177,17 +245,14 @@ def check_site(pipeline: Pipeline, site: Site, slurm: Slurm) -> None:
             f"--on slurm: want SLURM's commands on PATH, found no {', '.join(missing)}; run this on a login "
             "node, or use --on mpi"
         )
-    ranks = {segment.name: segment.mesh.size for segment in segments(pipeline)}
-    if is_one_world(pipeline):
-        ranks = {ONLY: world_size(pipeline) or next(iter(ranks.values()))}
-    site.refuse_unknown_segments([*ranks, GUARD.segment])
+    check_segments(pipeline, site)
     if site.limits.max_jobs == 1 and site.launch.submit_from_jobs and not is_one_world(pipeline):
         raise InputError(
             "limits.max_jobs: want at least 2 for a pipeline of several segments (a job that runs submits the next), "
             "given 1; raise it, or give all stages one mesh and play the run in one job"
         )
     partitions = slurm.partitions()
-    for name, count in ranks.items():
+    for name, count in _ranks(pipeline).items():
         refuse_impossible(
             site.resources(name),
             site.launch,
@@ -198,33 +263,37 @@ def check_site(pipeline: Pipeline, site: Site, slurm: Slurm) -> None:
         )
 
 
-def refuse_active(path: Path, slurm: Slurm) -> None:
-    """Raises: InputError when jobs of the run are queued or running: they go on by themselves."""
-    ids = [one.job for tries in Ledger(path).all_tries().values() for one in tries[-2:] if one.job is not None]
-    active = [job for job in slurm.queue(ids) if not job.is_over] if ids else []
-    if active:
-        words = ", ".join(f"{job.id} ({job.state})" for job in active[:4]) + (", ..." if len(active) > 4 else "")
-        raise InputError(
-            f"{path}: want a run nobody works on, given one with jobs {words}; it goes on by itself: "
-            f"hpcrl status {path}; to end it: hpcrl cancel {path}"
-        )
-
-
 def dry_run(
     pipeline: Pipeline,
     site: Site | Path | str | None = None,
     *,
     run: Path | None = None,
     python_path: Sequence[Path] = (),
+    say: Callable[[str], None] = lambda _: None,
 ) -> str:
     """What `submit(..., door="sbatch")` would submit first, as text: each sbatch line and its script. Writes nothing.
 
-    Raises: InputError.
+    Args: say: told in one line when SLURM could not be asked whether it would take the jobs.
+    Raises: InputError for everything that `submit` would refuse, as far as SLURM can be asked.
     """
     from hpcrl.launch.scripts import Scripts
 
     path = Path(run if run is not None else Path("runs") / pipeline.name)
     site = _read(site)
-    papers = Papers("sbatch", tuple(str(Path(folder).absolute()) for folder in python_path), os.getcwd(), "", now())
+    slurm = Slurm(patience_seconds=0.0)
+    papers = Papers("sbatch", _absolute(python_path), os.getcwd(), "", now())
     case = Case(RunFolder(path), pipeline, papers, site)
-    return Scripts(case.surroundings, Slurm()).dry_run(first_requests(case))
+    check_segments(pipeline, site)
+    check_writing(case, slurm)
+    requests = first_requests(case)
+    scripts = Scripts(case.surroundings, slurm)
+    missing = slurm.missing_commands()
+    if missing:
+        say(f"not compared with a cluster: found no {', '.join(missing)} on PATH")
+    else:
+        try:
+            check_site(pipeline, site, slurm)
+            scripts.ask(requests, say)
+        except SchedulerUnavailableError as error:
+            say(f"not compared with the cluster: {error}")
+    return scripts.dry_run(requests) if requests else f"{path}: nothing to submit: the run is over\n"

@@ -18,6 +18,7 @@ from hpcrl.report.holdings import Holding, read_holdings
 from hpcrl.report.jobs import Jobs, jobs_of, read_tries, said_ends
 from hpcrl.report.launches import Launch, launch_numbers, read_launches, with_signs
 from hpcrl.report.queue import Scheduler
+from hpcrl.report.resume import resume_command
 from hpcrl.stages import Stage
 from hpcrl.store.layout import METRICS
 from hpcrl.store.ledger import LOOP
@@ -138,8 +139,8 @@ class RunRecord:
 
     @property
     def resume_command(self) -> str:
-        """What a user types to go on with this run."""
-        return self.launches[-1].command if self.launches else ""
+        """What a user types to go on with this run; empty where nothing tells it."""
+        return resume_command(self.run.path, self.launches)
 
 
 def read_stage(folder: StageFolder) -> StageRecord | None:

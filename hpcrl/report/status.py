@@ -15,7 +15,7 @@ from hpcrl.report.job_lines import job_table
 from hpcrl.report.outcome import holder_text, is_held, outcome_of
 from hpcrl.report.queue import Scheduler, State, find_scheduler
 from hpcrl.report.record import RunRecord, StageRecord, read_stage
-from hpcrl.report.wording import bytes_text, count_text, number_text, plural, seconds_text
+from hpcrl.report.wording import bytes_text, count_text, number_text, path_text, plural, seconds_text
 from hpcrl.segments import segment_of
 from hpcrl.stages import Stage
 from hpcrl.store.checkpoint import read_checkpoint
@@ -250,14 +250,14 @@ def _ends_of_launch(record: RunRecord, finished: Sequence[int]) -> list[float]:
 
 
 def _next(record: RunRecord) -> str:
-    state = outcome_of(record).state
+    state, name = outcome_of(record).state, path_text(record.run.path)
     if state == "done":
-        return f"hpcrl report {record.run.path}"
+        return f"hpcrl report {name}"
     held = {entry.job for entry in record.jobs.tries if entry.counts()["held"]} if record.jobs is not None else set()
     if held:
         return f"scontrol release {' '.join(sorted(held))}"
     if state == "queued":
         return "nothing to do: its jobs start by themselves"
     if state == "running":
-        return f"hpcrl {'report' if record.jobs is None else 'logs'} {record.run.path}"
-    return record.resume_command or "hpcrl run PIPELINE --run " + str(record.run.path)
+        return f"hpcrl {'report' if record.jobs is None else 'logs'} {name}"
+    return record.resume_command or f"hpcrl run PIPELINE --run {name}"

@@ -1,8 +1,10 @@
-"""Numbers as people read them."""
+"""Numbers as people read them, and paths as a shell does."""
 
 from __future__ import annotations
 
 import math
+import shlex
+from pathlib import Path
 
 _BYTES = ("bytes", "kB", "MB", "GB", "TB", "PB")
 
@@ -76,3 +78,13 @@ def plural(count: int, noun: str) -> str:
     """
     ending = "" if count == 1 else "es" if noun.endswith(("s", "h")) else "s"
     return f"{count_text(count)} {noun}{ending}"
+
+
+def path_text(path: Path) -> str:
+    """A path as a word of a command that a person pastes into a shell.
+
+    Example:
+        >>> path_text(Path("runs/ppo-pong")), path_text(Path("runs/my run"))
+        ('runs/ppo-pong', "'runs/my run'")
+    """
+    return shlex.quote(str(path))

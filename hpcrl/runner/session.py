@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import sys
 import time
 import traceback
@@ -228,5 +229,5 @@ def _farewell(prepared: Prepared, launch: Launch, code: int, stop: StopFlag) -> 
     if launch.unit and code != REQUEUE:
         return f"{path}: {launch.unit}: {'done' if code == DONE else 'its input is not there yet'}"
     if code == DONE:
-        return f"{path}: done; look at it with: hpcrl report {path}"
+        return f"{path}: done; look at it with: hpcrl report {shlex.quote(str(path))}"
     return f"{path}: stopped ({stop.reason}), everything is published; go on with: {launch.command}"

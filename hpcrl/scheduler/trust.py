@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import grp
 import os
 import pwd
@@ -26,6 +27,12 @@ def refuse_foreign(path: Path) -> None:
     Raises: InputError that names the file and says how to mend it; FileNotFoundError.
     """
     _check(path, os.stat(path), path)
+
+
+def refuse_foreign_if_there(path: Path) -> None:
+    """`refuse_foreign`, where there is a file at all. Raises: InputError."""
+    with contextlib.suppress(FileNotFoundError):
+        refuse_foreign(path)
 
 
 def read_own(path: Path) -> bytes:

@@ -8,6 +8,10 @@ from pathlib import Path
 MANIFEST = "manifest.json"
 REMOVED = "removed.json"
 METRICS = "metrics.jsonl"
+JOBS = "jobs"
+"""Folder of a run that holds the scripts and papers of its jobs."""
+PAPERS = f"{JOBS}/jobs.json"
+"""How the jobs of a submitted run are started."""
 
 
 def iteration_name(iteration: int) -> str:

@@ -25,15 +25,32 @@ def fsync_folder(path: Path) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """Makes a folder and its missing parents, each name made durable. Fine when it is already there."""
+    """Makes a folder and its missing parents, each name made durable. Fine when it is already there.
+
+    Raises: InputError when there can be none, or the disk is full or read-only.
+    """
     missing = []
     while not path.is_dir():
         missing.append(path)
         path = path.parent
     for folder in reversed(missing):
         with explain_write_errors(folder):
-            folder.mkdir(exist_ok=True)
+            _make_one(folder)
             fsync_folder(folder.parent)
+
+
+def _make_one(folder: Path) -> None:
+    try:
+        folder.mkdir(exist_ok=True)
+    except FileExistsError as error:
+        raise InputError(f"{folder}: want a folder, given something else of that name; choose another name") from error
+    except NotADirectoryError as error:
+        raise InputError(f"{folder}: want a folder in a folder, given one in a file; choose another") from error
+    except FileNotFoundError as error:
+        if not folder.parent.is_dir():
+            raise  # somebody has removed it meanwhile
+        # /proc and its like
+        raise InputError(f"{folder}: want a file system that takes new folders; choose another folder") from error
 
 
 def write_all(descriptor: int, data: bytes | memoryview, position: int) -> None:

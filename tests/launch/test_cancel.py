@@ -14,7 +14,7 @@ from hpcrl.launch.cancel import SUBMISSION_SECONDS, cancel_run, print_cancel
 from hpcrl.scheduler.jobs import Job
 from hpcrl.scheduler.refusals import SchedulerUnavailableError
 from tests.report.job_run import JobRun, slurm_job
-from tests.report.tiny_run import digests
+from tests.report.tiny_run import copy_of, digests, finished_run
 
 
 class Cluster:
@@ -109,6 +109,24 @@ def test_a_claim_that_comes_to_nothing_is_not_waited_for_for_ever(
     sleeps: list[float] = []
     assert cancel_run(played.path, Cluster(played), sleep=sleeps.append) == []
     assert len(sleeps) == SUBMISSION_SECONDS
+
+
+def test_of_a_run_that_is_over_waiting_jobs_go_and_nothing_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run that was stopped by its evaluation does not end up as halted by a person."""
+    run = JobRun.at(copy_of(finished_run(), tmp_path))
+    unit = run.submit("guard", None, "5", -300.0)
+    before = digests(run.path)
+    cluster = Cluster(run, slurm_job("5", "PENDING", "BeginTime"))
+    assert print_cancel(run.path, cluster) == 0
+    assert digests(run.path) == before
+    assert run.ledger.halted() is None
+    assert capsys.readouterr().out.splitlines() == [
+        "the run is over, nothing more is submitted",
+        f"cancelled 5 ({unit.name}: pending)",
+        f"the run had reached its end: hpcrl report {run.path}",
+    ]
 
 
 def test_cancelling_twice_says_why_it_was_halted(played: JobRun, capsys: pytest.CaptureFixture[str]) -> None:

@@ -100,6 +100,14 @@ def test_a_stage_whose_job_has_not_started(played: JobRun) -> None:
         find_log(played.path, "update")
 
 
+def test_a_run_that_was_never_submitted(tmp_path: Path) -> None:
+    """No job will start, so none is promised."""
+    run = JobRun(tmp_path / "my run", iterations=1, loop=True)
+    run.ledger.path.rmdir()
+    with pytest.raises(InputError, match=r"want a run that was submitted, given one that was not; .* status '.*'$"):
+        find_log(run.path, None)
+
+
 def test_a_run_without_logs_and_a_folder_without_a_run(tmp_path: Path) -> None:
     run = JobRun(tmp_path / "run", iterations=1)
     with pytest.raises(InputError, match=r"want a log, given none; one appears when a job starts: hpcrl status "):

@@ -31,7 +31,17 @@ class JobRun:
     """
 
     def __init__(self, path: Path, iterations: int = 3, *, loop: bool = False) -> None:
-        self.path = make_large_run(path, iterations=iterations, blocks=4, jobs=not loop)
+        self._take(make_large_run(path, iterations=iterations, blocks=4, jobs=not loop))
+
+    @classmethod
+    def at(cls, path: Path) -> JobRun:
+        """The same of a run that is there; what it was launched with goes."""
+        run = cls.__new__(cls)
+        run._take(path)
+        return run
+
+    def _take(self, path: Path) -> None:
+        self.path = path
         for folder in ("launches", "ledger"):
             shutil.rmtree(self.path / folder, ignore_errors=True)
             (self.path / folder).mkdir()

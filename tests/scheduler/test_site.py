@@ -47,7 +47,7 @@ def test_the_examples_of_the_page_are_read(tmp_path: Path) -> None:
     blocks = (ROOT / "docs" / "site.md").read_text().split("```toml\n")[1:]
     assert len(blocks) == 2
     gpus, image = (site(block.partition("```")[0], tmp_path) for block in blocks)
-    assert gpus.resources("update").gpus_per_rank == 1
+    assert gpus.resources("advantage").gpus_per_rank == 1
     assert (image.launch.python, image.launch.instruction_set) == ("python3", "avx2")
 
 

@@ -161,3 +161,30 @@ def test_other_errors_pass_unchanged() -> None:
         raise FileNotFoundError(errno.ENOENT, "No such file")
     with pytest.raises(ZeroDivisionError), explain_write_errors("there"):
         raise ZeroDivisionError
+
+
+def test_a_folder_where_there_can_be_none_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for path, words in (
+        (Path("/proc/x/run"), "/proc/x: want a file system that takes new folders; choose another folder"),
+        (tmp_path / "file", "want a folder, given something else of that name"),
+        (tmp_path / "file" / "run", "want a folder, given something else of that name"),
+    ):
+        with pytest.raises(InputError, match=words):
+            make_folder(path)
+
+
+def test_a_folder_whose_parent_is_removed_meanwhile_is_no_bad_input(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who races for a lease's folder tries again."""
+    mkdir = Path.mkdir
+
+    def mkdir_too_late(path: Path, **options: bool) -> None:
+        path.parent.rmdir()
+        mkdir(path, **options)
+
+    (tmp_path / "leases").mkdir()
+    monkeypatch.setattr(Path, "mkdir", mkdir_too_late)
+    with pytest.raises(FileNotFoundError):
+        make_folder(tmp_path / "leases" / "one")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,8 +14,9 @@ from hpcrl.launch.cancel import cancel_run
 from hpcrl.launch.doors import open_door
 from hpcrl.launch.logs import log_text
 from hpcrl.launch.papers import Case, DoorName, Papers, is_played_as_jobs, open_case
-from hpcrl.launch.repair import GUARD_MINUTES, Repair, Repaired, make_request
+from hpcrl.launch.repair import Repair, Repaired, jobs_in_queue, make_request
 from hpcrl.launch.request import GUARD, Request
+from hpcrl.launch.standing import GUARD_MINUTES
 from hpcrl.launch.units import Units
 from hpcrl.pipeline import Pipeline
 from hpcrl.report.queue import find_scheduler
@@ -127,6 +127,11 @@ def submit(
         say(
             f"{path}: nothing to submit: {'the run is over' if Run(path).is_finished() else 'no room in the queue now'}"
         )
+    elif repaired.left_out and sum(len(request.elements or (0,)) for request in repaired.submitted) < 2:
+        say(
+            f"{path}: the queue has room for one job of the run only; should it be lost, nobody submits the rest: look "
+            f"again with hpcrl status {path}, or submit the run when there is more room"
+        )
     return Run(path)
 
 
@@ -153,10 +158,11 @@ def first_requests(case: Case) -> tuple[Request, ...]:
         made[unit] = make_request(case, units, unit, dependency=before, elements=units.unfinished_elements(unit))
     requests = list(made.values())
     if units.is_loop and pending:
-        requests.append(dataclasses.replace(requests[0], number=2, dependency=(f"JOB:{pending[0].name}",)))
+        requests.append(make_request(case, units, pending[0], number=2, dependency=(f"JOB:{pending[0].name}",)))
     if pending and case.site.launch.submit_from_jobs:
-        if not units.is_loop and units.reaches_the_end(pending):
-            requests.append(make_request(case, units, GUARD, dependency=tuple(f"JOB:{unit.name}" for unit in pending)))
+        if units.is_loop or units.reaches_the_end(pending):
+            last = tuple(f"JOB:{request.unit.name}" for request in requests)
+            requests.append(make_request(case, units, GUARD, dependency=last))
         number = 1 + sum(request.unit == GUARD for request in requests)
         requests.append(make_request(case, units, GUARD, number=number, begin_minutes=GUARD_MINUTES))
     return tuple(requests)
@@ -200,8 +206,7 @@ def check_site(pipeline: Pipeline, site: Site, slurm: Slurm) -> None:
 
 def refuse_active(path: Path, slurm: Slurm) -> None:
     """Raises: InputError when jobs of the run are queued or running: they go on by themselves."""
-    ids = [one.job for tries in Ledger(path).all_tries().values() for one in tries[-2:] if one.job is not None]
-    active = [job for job in slurm.queue(ids) if not job.is_over] if ids else []
+    active = jobs_in_queue(path, slurm)
     if active:
         words = ", ".join(f"{job.id} ({job.state})" for job in active[:4]) + (", ..." if len(active) > 4 else "")
         raise InputError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Sequence
@@ -13,10 +14,12 @@ from submitit.core.utils import JobPaths
 
 from hpcrl.comm.exit_code import record_exit_code
 from hpcrl.errors import InputError
-from hpcrl.launch.functions import SegmentFailedError, rank_of_process
+from hpcrl.launch.functions import PICKLE_NAME, SegmentFailedError, rank_of_process
 from hpcrl.launch.job_files import refuse_open_folder
+from hpcrl.launch.repair import my_job
 from hpcrl.scheduler.trust import refuse_foreign
 from hpcrl.signals import BAD_INPUT, DONE
+from hpcrl.store.ledger import LOOP, End, Ledger, Unit, now
 from hpcrl.store.publish import temporary_beside
 
 
@@ -32,6 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return error.code
     except InputError as error:
         print(f"hpcrl job: {error}", file=sys.stderr)
+        if rank_of_process() == 0:
+            with contextlib.suppress(InputError):
+                _tell_ledger(Path(folder).parent.parent, name, str(error))
         record_exit_code(BAD_INPUT)  # srun ends the other ranks when the first has left, and tells their end
         return BAD_INPUT
     paths.submitted_pickle.unlink(missing_ok=True)
@@ -54,6 +60,21 @@ def lay_out(source: Path, paths: JobPaths) -> None:
     os.link(source, temporary)
     os.replace(temporary, paths.submitted_pickle)
     temporary.unlink(missing_ok=True)  # rename(2) leaves it when both were the same file
+
+
+def _tell_ledger(run: Path, name: str, reason: str) -> None:
+    """What was refused here will be refused again, and there may be no other job to see that.
+
+    Args: name: of the pickle, which says which try this is; nothing of it was read.
+    """
+    match = PICKLE_NAME.fullmatch(name)
+    if match is None:
+        return
+    unit = Unit(match[1], None if match[2] == LOOP else int(match[2]))
+    ledger = Ledger(run)
+    restarts = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+    ledger.record_end(unit, int(match[3]), None, End("refused", reason, my_job(), restarts, now()))
+    ledger.halt(f"{unit.name}: {reason}")
 
 
 if __name__ == "__main__":

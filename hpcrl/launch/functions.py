@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import pickle
+import re
 import shlex
 import signal
 import sys
@@ -44,6 +45,8 @@ _RANKS: Final = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORL
 """Where launchers tell a process its rank; under mpirun SLURM itself says 0 to all."""
 _PATTERNS: Final = ("%j", "%t", "%A", "%a")
 _WITHOUT_END: Final = 2**31
+PICKLE_NAME: Final = re.compile(r"(.+)-(\d{6,}|loop)-(\d{2,})-\d+\.pkl")
+"""Segment, iteration and try of a pickled unit; its first element stands behind them."""
 
 
 class SegmentFailedError(RuntimeError):

@@ -1,6 +1,7 @@
-"""One job from inside: repair first, then play this job's unit of work, then say how it ended.
+"""One job from inside: repair first, then play this job's unit of work, say how it ended, and repair once more.
 
-Where the queue was full, it repairs once more at its end.
+Where nothing of the run would be left in the queue after it, it asks to be put back there, and repairs again when it is
+started again: its place in a full queue is not given away.
 """
 
 from __future__ import annotations
@@ -9,10 +10,12 @@ import contextlib
 import dataclasses
 import os
 import platform
+import random
 import secrets
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,11 +36,13 @@ from hpcrl.scheduler.refusals import SchedulerUnavailableError
 from hpcrl.scheduler.slurm import Slurm
 from hpcrl.scheduler.variables import expand
 from hpcrl.segments import ONLY
-from hpcrl.signals import BAD_INPUT, DONE, FAILED, STOP_SIGNALS, StopFlag
+from hpcrl.signals import BAD_INPUT, DONE, FAILED, REQUEUE, STOP_SIGNALS, StopFlag
 from hpcrl.store.ledger import Claim, End, Ledger, Outcome, Unit, now
 
 LEASE_PATIENCE_SECONDS = 180.0
 """How long a job waits for another that works on the same unit: longer than SLURM takes to kill one (KillWait)."""
+_APART_SECONDS = 20.0
+"""Within so long jobs that were started again look whether they are still needed."""
 _OUTCOMES: dict[int, Outcome] = {DONE: "done", WAITING: "waiting", BAD_INPUT: "refused", FAILED: "failed"}
 
 
@@ -53,8 +58,8 @@ class Assignment:
     number: int
     element: int | None
     is_ready: bool
-    repairs_again: bool
-    """Whether the first repair found no room in the queue for what is missing."""
+    has_ended: bool
+    """Whether it said its last word when it was started before: it only repairs now."""
     scratch: str
     """launch.scratch of the site, its variables not expanded: they are each node's own."""
 
@@ -82,13 +87,11 @@ def run_job(path: Path, *, segment: str, iteration: int | None, number: int | No
 
 
 def run_guard(path: Path, *, number: int | None) -> int:
-    """The job behind the last one: repairs; where nothing is left to do, tidies the queue. Returns: the exit code."""
+    """The job behind the last one: repairs; where nothing is left to do, tidies the queue. Returns: DONE or REQUEUE."""
     case = open_case(path)
-    _repair(case, Me(GUARD, my_job()))
     if number is not None:
-        _record_end(path, GUARD, number, None, "done", "repaired")
-    _finish(case)
-    return DONE
+        _record_end(path, GUARD, number, None, "done", "repairs")
+    return _leave(case, Me(GUARD, my_job()), number, None)
 
 
 def _begin(path: Path, segment: str, iteration: int | None, number: int | None, first_element: int) -> Assignment:
@@ -99,12 +102,12 @@ def _begin(path: Path, segment: str, iteration: int | None, number: int | None, 
     case = open_case(path)
     units = Units(case.run, case.pipeline)
     unit = _find_unit(units, segment, iteration)
-    if number is None:
-        number = _claim_by_hand(path, unit)
     element, count = _find_element(units, unit, first_element)
-    left_out = False
-    if element in (None, _first_submitted(path, unit, number)):
-        left_out = _repair(case, Me(unit, my_job()))
+    if number is None:
+        number = _claim_by_hand(path, unit, element, first_element)
+    has_ended = bool(Ledger(path).ended(unit, number) & {None, element})
+    if not has_ended and element in (None, min(Ledger(path).elements(unit, number), default=element)):
+        _repair(case, Me(unit, my_job()))
     name = unit.name if element is None else f"{unit.name}_{element}"
     launch = Launch(
         run=path,
@@ -126,7 +129,7 @@ def _begin(path: Path, segment: str, iteration: int | None, number: int | None, 
         number=number,
         element=element,
         is_ready=units.is_ready(unit),
-        repairs_again=left_out,
+        has_ended=has_ended,
         scratch=case.site.launch.scratch,
     )
 
@@ -147,18 +150,33 @@ def _find_unit(units: Units, segment: str, iteration: int | None) -> Unit:
     return pending[0] if pending else Unit(segment, units.last_iteration)
 
 
-def _claim_by_hand(path: Path, unit: Unit) -> int:
+def _claim_by_hand(path: Path, unit: Unit, element: int | None, first_element: int) -> int:
     """Enters a job that a person submitted into the ledger, so that repair does not submit its unit again."""
     ledger = Ledger(path)
-    for one in ledger.tries(unit):
-        if one.claim.door == "hand" and one.job is not None and one.job == my_job():
-            return one.number  # another element of the same array, or this job before it was requeued
-    number = 1
-    while not ledger.claim(Claim(unit, number, token=secrets.token_hex(8), door="hand", created=now())):
-        number += 1
-    if my_job():
-        ledger.record_job(unit, number, my_job())
-    return number
+    elements = None if element is None else _elements_by_hand(element, first_element)
+    # The same for all elements of one submission, and for a job that was requeued: they find each other's claim by it.
+    token = f"hand {my_job()} {elements}" if my_job() else secrets.token_hex(8)
+    while True:
+        tries = ledger.tries(unit)
+        found = next((one for one in tries if one.claim.token == token), None)
+        if found is not None:
+            return found.number
+        number = max((one.number for one in tries), default=0) + 1
+        claim = Claim(
+            unit, number, token=token, door="hand", created=now(), elements=elements, first_element=first_element
+        )
+        if ledger.claim(claim) and my_job():
+            ledger.record_job(unit, number, my_job())
+
+
+def _elements_by_hand(element: int, first_element: int) -> tuple[int, ...]:
+    """The array that a person submitted, as SLURM tells its jobs; this element alone where it is no regular one."""
+    first, last, step, count = (
+        int(os.environ.get(f"SLURM_ARRAY_TASK_{name}", default))
+        for name, default in (("MIN", element), ("MAX", element), ("STEP", 1), ("COUNT", 0))
+    )
+    elements = tuple(first_element + index for index in range(first, last + 1, max(step, 1)))
+    return elements if len(elements) == count else (element,)
 
 
 def _find_element(units: Units, unit: Unit, first_element: int) -> tuple[int | None, int]:
@@ -175,37 +193,47 @@ def _find_element(units: Units, unit: Unit, first_element: int) -> tuple[int | N
     return first_element + int(told), count
 
 
-def _first_submitted(path: Path, unit: Unit, number: int) -> int | None:
-    """The element of a try that repairs for all of them."""
-    elements = [one.claim.elements for one in Ledger(path).tries(unit) if one.number == number]
-    return min(elements[0]) if elements and elements[0] else None
-
-
-def is_last_element(case: Case, unit: Unit, number: int, element: int | None) -> bool:
-    """Whether this was the last element of its array to be done, behind which there may be nothing in a full queue.
-
-    Two that end at the same time may both be told so; none is never told.
-    """
-    if element is None:
-        return False
-    submitted = [one.claim.elements for one in Ledger(case.run.path).tries(unit) if one.number == number]
-    left = Units(case.run, case.pipeline).unfinished_elements(unit) or ()
-    return not set(left) & set(submitted[0] or () if submitted else ())
+def others_go_on(case: Case, unit: Unit, number: int, element: int | None) -> bool:
+    """Whether at least two other elements of an array have not said their last word: they will repair, not this one."""
+    ledger = Ledger(case.run.path)
+    return len(set(ledger.elements(unit, number)) - ledger.ended(unit, number) - {element}) >= 2
 
 
 def _repair(case: Case, me: Me) -> bool:
-    """Repairs; returns whether the queue had no room for all. What cannot be done is told, and left to the next job."""
+    """Repairs; returns whether another job will look after the run. What cannot be done is told, and left to the next.
+
+    Where SLURM does not answer nobody knows, so that this one should not leave.
+    """
     if not case.site.launch.submit_from_jobs:
-        return False
+        return True
     slurm = Slurm(patience_seconds=20.0, say=_say)
     try:
         done = Repair(case, open_door(case, slurm), slurm, me=me, say=_say).repair()
-    except (InputError, SchedulerUnavailableError) as error:
+    except InputError as error:
+        _say(f"repair: {error}")
+        return True
+    except SchedulerUnavailableError as error:
         _say(f"repair: {error}")
         return False
     for line in done.reports:
         _say(line)
-    return done.left_out
+    if done.halted is not None:
+        _say(f"the run is halted ({done.halted}): nothing is submitted; to go on: {case.papers.command}")
+    return done.is_followed
+
+
+def _leave(case: Case, me: Me, number: int | None, element: int | None) -> int:
+    """The end of a job that has said its last word: repairs, and stays where nothing of the run would be behind it.
+
+    Returns: DONE or REQUEUE.
+    """
+    if not _repair(case, me) and case.site.limits.max_jobs != 1:  # where one is allowed, it can never submit another
+        _say("nothing of the run would be in the queue behind this job: it goes back there, and looks again")
+        if number is not None:
+            Ledger(case.run.path).record_stay(me.unit, number, element)
+        return REQUEUE
+    _finish(case)
+    return DONE
 
 
 def _play(path: Path, assignment: Assignment, comm: Collectives, stop: StopFlag) -> int:
@@ -213,21 +241,24 @@ def _play(path: Path, assignment: Assignment, comm: Collectives, stop: StopFlag)
         _record_end(path, assignment.unit, assignment.number, assignment.element, _OUTCOMES[code], reason)
 
     code = WAITING
-    if assignment.is_ready:
+    if assignment.has_ended:
+        code = DONE
+    elif assignment.is_ready:
         with _deadline(path, comm):
             scratch = Path(expand(assignment.scratch, os.environ, "launch.scratch"))
             launch = dataclasses.replace(assignment.launch, scratch=scratch)
             code = play_session(assignment.pipeline, launch, comm, stop, assignment.part, last_words)
-    if comm.rank == 0:
-        if code in (DONE, WAITING):
+    if comm.rank == 0 and code in (DONE, WAITING):
+        if not assignment.has_ended:
             last_words(code, "" if code == DONE else "its input was not there, or another job was at it")
-            case = open_case(path)
-            if assignment.repairs_again or is_last_element(
-                case, assignment.unit, assignment.number, assignment.element
-            ):
-                _repair(case, Me(assignment.unit, my_job()))
-        if code == DONE:
-            _finish(open_case(path))
+        else:
+            # Several that were put back at once, and see each other run, would all stay, again and again.
+            time.sleep(random.uniform(0.0, _APART_SECONDS))
+        case = open_case(path)
+        if others_go_on(case, assignment.unit, assignment.number, assignment.element):
+            code = DONE
+        else:
+            code = _leave(case, Me(assignment.unit, my_job()), assignment.number, assignment.element)
     return DONE if code == WAITING else code
 
 

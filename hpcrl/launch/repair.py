@@ -9,11 +9,12 @@ import secrets
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
+from pathlib import Path
 from typing import Final
 
 from hpcrl.launch.papers import Case
 from hpcrl.launch.request import GUARD, Door, Request
-from hpcrl.launch.standing import LONE_CLAIM_SECONDS, Standing, standing_of
+from hpcrl.launch.standing import GUARD_MINUTES, LONE_CLAIM_SECONDS, Standing, standing_of, waits_again, will_repair
 from hpcrl.launch.units import Units
 from hpcrl.runner.part import world_size
 from hpcrl.scheduler.jobs import Job
@@ -23,9 +24,8 @@ from hpcrl.scheduler.slurm import Slurm
 from hpcrl.scheduler.states import Action, reaction_to_error
 from hpcrl.store.ledger import Claim, End, Ledger, Try, Unit, now
 
-GUARD_MINUTES: Final = 30
-"""So long after its submission a guard repairs whatever the others are at: SLURM holds a job that it could not start,
-and those behind it would wait for ever."""
+_SOON_MINUTES: Final = 2
+"""So long after its submission a guard looks whether what somebody was about to submit has arrived."""
 _LAST_GUARDS: Final = 8
 """A guard that waits is among the last few tries; a run of weeks has had hundreds."""
 
@@ -46,12 +46,13 @@ class Repaired:
     submitted: list[Request] = dataclasses.field(default_factory=list)
     jobs: list[str] = dataclasses.field(default_factory=list)
     """Ids of what was submitted."""
-    active: dict[Unit, list[Job]] = dataclasses.field(default_factory=dict)
-    """Jobs found queued or running."""
     halted: str | None = None
     """Why nothing is submitted any more."""
     left_out: bool = False
     """Whether the queue had no room for something that is missing."""
+    is_followed: bool = True
+    """Whether another job will look after the run, or nothing of it is left to do. The job that repairs counts until
+    it has said its last word."""
     reports: list[str] = dataclasses.field(default_factory=list)
     """What only a person can help with."""
 
@@ -69,6 +70,8 @@ class Repair:
         self._room: int | None = None
         self._last_number: dict[Unit, int] = {}
         """Of the tries that were there when it looked, and of its own."""
+        self._has_guard = False
+        """Whether a job waits that only repairs, and begins before half an hour has passed."""
         self._refused = sys.maxsize
         """So many more jobs of this user SLURM itself does not take."""
 
@@ -82,22 +85,31 @@ class Repair:
         pending = self.units.pending(self.case.site.limits.window + 1)
         if self.done.halted is not None or not pending:
             return self.done
-        tries = {unit: self._adopted(self.ledger.tries(unit)) for unit in pending}
+        tries = {unit: self._adopted(self.ledger.tries(unit)) for unit in self.units.around(pending)}
         tries[GUARD] = self._adopted(self.ledger.tries(GUARD)[-_LAST_GUARDS:])
         # Not read again when a try is claimed: who has claimed it meanwhile has seen the same, and submits it.
         self._last_number = {unit: max((one.number for one in found), default=0) for unit, found in tries.items()}
         jobs = self.slurm.look([job for found in tries.values() for one in found if (job := one.job) is not None])
-        standings = {unit: self._standing(unit, found, jobs) for unit, found in tries.items()}
+        # A job may have published and ended since: what it did is looked for after the jobs.
+        pending = [unit for unit in pending if not self.units.is_done(unit)]
+        standings = {unit: self._standing(unit, tries[unit], jobs) for unit in (*pending, GUARD)}
         if any(self._heed(standing) for standing in standings.values()):
             return self.done
+        self.done.is_followed = any(will_repair(one, jobs) for found in tries.values() for one in found)
+        guards = [one.claim for one in tries[GUARD] if one.job in standings[GUARD].active_ids]
+        self._has_guard = any(claim.begin_minutes != GUARD_MINUTES for claim in guards) or any(
+            waits_again(one, jobs) for found in tries.values() for one in found
+        )
         ids = {unit: list(standing.active_ids) for unit, standing in standings.items() if unit != GUARD}
-        if self.units.is_loop:
-            self._keep_two(pending[0], standings[pending[0]])
-        for unit in pending if not self.units.is_loop else ():
-            before = [job for need in self.units.needs(unit) for job in ids.get(need, [])]
-            ids[unit] += self._submit_missing(unit, standings[unit], before)
-        is_last = not self.units.is_loop and self.units.reaches_the_end(pending)
-        self._keep_guards(standings[GUARD], tries[GUARD], [job for found in ids.values() for job in found] * is_last)
+        for unit in pending:
+            if self.units.is_loop:
+                self._keep_two(unit, standings[unit], ids[unit])
+            elif not any(need in standings and standings[need].is_being_submitted for need in self.units.needs(unit)):
+                before = [job for need in self.units.needs(unit) for job in ids.get(need, [])]
+                ids[unit] += self._submit_missing(unit, standings[unit], before)
+        self._keep_guards(standings, guards, [job for found in ids.values() for job in found])
+        if self.me is not None and self.done.left_out and not self.done.is_followed:
+            self.slurm.cancel(standings[GUARD].active_ids)  # they wait for half an hour, where others could begin
         return self.done
 
     def _adopted(self, tries: Sequence[Try]) -> list[Try]:
@@ -115,7 +127,6 @@ class Repair:
     def _standing(self, unit: Unit, tries: Sequence[Try], jobs: Mapping[str, Job]) -> Standing:
         """How a unit stands; the job that repairs counts as active only if it can go on."""
         ours = self.me is not None and self.me.unit == unit
-        may_go_on = ours and self.units.is_ready(unit) and unit != GUARD
         return standing_of(
             self.case,
             unit,
@@ -123,13 +134,12 @@ class Repair:
             jobs,
             folders=self.units.folders(unit) if unit != GUARD else [],
             missing=None if unit == GUARD else self.units.unfinished_elements(unit),
-            ignored=self.me.job if self.me is not None and ours and not may_go_on else None,
+            ignored=self.me.job if self.me is not None and ours and not self.units.is_ready(unit) else None,
             accounting_is_off=self.slurm.accounting_is_off,
         )
 
     def _heed(self, standing: Standing) -> bool:
         """Cancels what would wait for ever, tells what only a person can mend; True when it halted the run."""
-        self.done.active[standing.unit] = standing.active
         self.done.reports += [f"job {job.id}: {words}" for job, words in standing.reports]
         if standing.replaced:
             self.slurm.cancel(standing.replaced)
@@ -140,32 +150,36 @@ class Repair:
             self._halt(f"{standing.unit.name}: {reason}")
         return reason is not None
 
-    def _keep_two(self, loop: Unit, standing: Standing) -> None:
-        """A loop has one job that plays, and behind it one that goes on should the first be lost."""
-        ids = list(standing.active_ids)
-        while len(ids) < 2 and self.done.halted is None:
-            ids += (submitted := self._submit(loop, standing, ids[-1:]))
+    def _keep_two(self, loop: Unit, standing: Standing, ids: list[str]) -> None:
+        """A loop has one job that plays, and behind it one that goes on should the first be lost; adds to `ids`."""
+        while not standing.is_being_submitted and len(ids) < 2:
+            submitted = self._submit(loop, standing, ids[-1:])
             if not submitted:
                 return
+            ids += submitted
 
-    def _keep_guards(self, standing: Standing, tries: Sequence[Try], last: Sequence[str]) -> None:
-        """A job that only repairs, behind the last ones; and one whose time comes while others may be stuck.
+    def _keep_guards(self, standings: Mapping[Unit, Standing], guards: Sequence[Claim], others: Sequence[str]) -> None:
+        """Jobs that only repair: behind the last ones; and some whose time comes while others may be stuck.
 
-        Args: last: the jobs after which nothing is queued; [] when more will be submitted before they end.
+        Args:
+            guards: those that wait.
+            others: the jobs of all units.
         """
-        if not self.case.site.launch.submit_from_jobs or standing.is_being_submitted:
+        guard = standings[GUARD]
+        if not self.case.site.launch.submit_from_jobs or guard.is_being_submitted:
             return
-        active = [one for one in tries if one.job in standing.active_ids]
-        if last and not any(one.claim.dependency for one in active):
-            self._submit(GUARD, standing, last)
-        if all(one.claim.dependency for one in active):
-            self._submit(GUARD, standing, (), begin_minutes=GUARD_MINUTES)
+        nothing_follows = self.units.is_loop or self.units.reaches_the_end(list(standings)) or self.done.left_out
+        if others and nothing_follows and not any(claim.dependency for claim in guards):
+            self._submit(GUARD, guard, others)
+        if any(standing.is_being_submitted for standing in standings.values()) and not self._has_guard:
+            self._submit(GUARD, guard, (), begin_minutes=_SOON_MINUTES)
+        if not self.done.left_out and all(claim.begin_minutes != GUARD_MINUTES for claim in guards):
+            self._submit(GUARD, guard, (), begin_minutes=GUARD_MINUTES)
 
     def _submit_missing(self, unit: Unit, standing: Standing, dependency: Sequence[str]) -> list[str]:
-        missing = self.units.unfinished_elements(unit)
-        if missing is None:
+        if standing.missing is None:
             return [] if standing.is_active else self._submit(unit, standing, dependency)
-        missing = tuple(element for element in missing if element not in standing.active_elements)
+        missing = [element for element in standing.missing if element not in standing.active_elements]
         ids: list[str] = []
         for chunk in self._chunks(missing):
             ids += self._submit_elements(unit, standing, dependency, chunk)
@@ -175,7 +189,7 @@ class Repair:
         self, unit: Unit, standing: Standing, dependency: Sequence[str], elements: tuple[int, ...]
     ) -> list[str]:
         """As many elements as the queue takes now; the others are submitted when these have ended."""
-        count = min(self._fitting(len(elements)), self._refused - 1)
+        count = min(len(elements), self._room_for(unit), self._refused - 1)
         self.done.left_out |= count < len(elements)
         while count > 0:
             ids = self._submit(unit, standing, dependency, elements=elements[:count])
@@ -183,11 +197,6 @@ class Repair:
                 return ids
             count //= 2  # SLURM does not say how many it would have taken
         return []
-
-    def _fitting(self, count: int) -> int:
-        """How many of an array's elements to try; where not all fit, one job less, so that one fits behind them."""
-        room = self._room_left()
-        return count if room is None or count <= room else max(room - 1, min(room, 1))
 
     def _chunks(self, elements: Sequence[int]) -> Iterable[tuple[int, ...]]:
         """Elements by the arrays they fit into: SLURM's index stays below MaxArraySize."""
@@ -215,8 +224,8 @@ class Repair:
         if self.done.halted is not None:
             return []
         count = 1 if elements is None else len(elements)
-        if count >= self._refused or not self._has_room(count):
-            self.done.left_out = True
+        if count >= self._refused or self._room_for(unit) < count:
+            self.done.left_out |= unit != GUARD
             return []
         number = self._last_number[unit] + 1
         request = make_request(
@@ -240,16 +249,23 @@ class Repair:
             elements=elements,
             first_element=request.first_element,
             submitter=self.me.job if self.me is not None else "",
+            begin_minutes=begin_minutes,
         )
+        self.door.prepare((request,))
+        # From here until the job's id is written down, an interruption leaves a claim that others wait for.
         if not self.ledger.claim(claim):
             return []
         self._last_number[unit] = number
-        self.door.prepare((request,))
         job = self._hand_over(request)
         if job is None:
             return []
         self.ledger.record_job(unit, number, job)
         self._refused -= count
+        if self._room is not None:
+            self._room -= count
+        if begin_minutes != GUARD_MINUTES:
+            self.done.is_followed = True
+            self._has_guard |= unit == GUARD
         self.done.submitted.append(request)
         self.done.jobs.append(job)
         after = f" after {', '.join(dependency)}" if dependency else ""
@@ -270,14 +286,16 @@ class Repair:
             if known != request.dependency:
                 return self._hand_over(dataclasses.replace(request, dependency=known))
             if action is Action.WAIT:
-                self._refused, self.done.left_out = len(request.elements or (0,)), True
-            if action is Action.WAIT or request.unit == GUARD:
+                self._refused = len(request.elements or (0,))
+                self.done.left_out |= request.unit != GUARD
+            is_passed_over = action is Action.WAIT or request.unit == GUARD
+            # The try is over, so that the next repair does not take it for one that is being submitted.
+            end = End("waiting" if is_passed_over else "refused", f"not submitted: {error}", "", 0, now())
+            self.ledger.record_end(request.unit, request.number, None, end)
+            if is_passed_over:
                 self.say(f"{request.unit.name}: not submitted now: {error}")
-                # The try is over, so that the next repair does not take it for one that is being submitted.
-                end = End("waiting", f"not submitted: {error}", "", 0, now())
-                self.ledger.record_end(request.unit, request.number, None, end)
                 return None
-            self._halt(f"{request.unit.name}: {error}")
+            self.ledger.halt(f"{request.unit.name}: {error}")
             raise
 
     def _still_known(self, ids: tuple[str, ...]) -> tuple[str, ...]:
@@ -285,17 +303,17 @@ class Repair:
         known = {job.array_id or job.id for job in self.slurm.queue(ids)} if ids else set()
         return tuple(id_ for id_ in ids if id_ in known)
 
-    def _has_room(self, count: int) -> bool:
-        """Whether the site's limit lets so many more jobs of this user into the queue; from now on they are in it."""
+    def _room_for(self, unit: Unit) -> int:
+        """How many more jobs of a unit the site's limit lets into the queue.
+
+        One place stays free for a guard that follows them; the last place is taken where nothing else would go on.
+        """
         room = self._room_left()
         if room is None:
-            return True
-        if room < count:
-            limit = self.case.site.limits.max_jobs
-            self.say(f"limits.max_jobs = {limit}: {count} more do not fit; the next job submits them")
-            return False
-        self._room = room - count
-        return True
+            return sys.maxsize
+        if unit == GUARD or self.units.is_loop or self._has_guard:
+            return room
+        return max(room - 1, 0 if self.done.is_followed else min(room, 1))
 
     def _room_left(self) -> int | None:
         """How many more jobs of this user the site's limit lets into the queue; None: it has none."""
@@ -353,16 +371,19 @@ def cancel_rest(case: Case, slurm: Slurm, *, but: str) -> list[str]:
 
     Returns: the ids that were cancelled.
     """
-    ledger = Ledger(case.run.path)
-    last = [
-        one for unit, tries in ledger.all_tries().items() for one in tries[-_LAST_GUARDS if unit == GUARD else -2 :]
-    ]
-    ids = [one.job for one in last if one.job not in (None, but)]
-    waiting = [job for job in slurm.queue([id_ for id_ in ids if id_ is not None]) if not job.is_over] if ids else []
-    found = sorted({job.array_id or job.id for job in waiting} - {but})
+    found = sorted({job.array_id or job.id for job in jobs_in_queue(case.run.path, slurm)} - {but})
     if found:
         slurm.cancel(found)
     return found
+
+
+def jobs_in_queue(run: Path, slurm: Slurm) -> list[Job]:
+    """A run's jobs that are queued or running, as far as their ids were written down.
+
+    Raises: SchedulerUnavailableError; InputError.
+    """
+    ids = {one.job for tries in Ledger(run).all_tries().values() for one in tries}
+    return [job for job in slurm.queue() if not job.is_over and (job.array_id or job.id) in ids]
 
 
 def my_job() -> str:

@@ -5,16 +5,20 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import datetime
+from typing import Final
 
 from hpcrl.launch.papers import Case
 from hpcrl.scheduler.jobs import Job
 from hpcrl.scheduler.site import Resources
 from hpcrl.scheduler.states import Action, Reaction, reaction
-from hpcrl.store.ledger import Try, Unit
+from hpcrl.store.ledger import End, Try, Unit
 from hpcrl.store.stage_folder import StageFolder
 
 LONE_CLAIM_SECONDS = 60.0
 """A claim without a job id is somebody's submission under way for so long; then the queue is asked for its token."""
+GUARD_MINUTES: Final = 30
+"""So long after its submission a guard repairs whatever the others are at: SLURM holds a job that it could not start,
+and those behind it would wait for ever."""
 
 
 @dataclasses.dataclass
@@ -24,6 +28,8 @@ class Standing:
     unit: Unit
     resources: Resources
     """What the next try asks for: the site's, grown where earlier tries needed more."""
+    missing: Collection[int] | None
+    """Elements of an array that have not published all of theirs; None: no array."""
     active: list[Job] = dataclasses.field(default_factory=list)
     """Jobs that wait or run, one for each element."""
     active_elements: set[int] = dataclasses.field(default_factory=set)
@@ -73,22 +79,22 @@ def standing_of(
     Args:
         jobs: what SLURM knows, by id of job or element.
         folders: where the unit publishes, to see whether a try got anything done.
-        missing: elements of an array that have not published all of theirs; None: no array.
+        missing: see Standing.
         ignored: a job that is alive but will do nothing (the one that repairs, its input missing).
     """
-    standing = Standing(unit, case.site.resources(unit.segment))
+    standing = Standing(unit, case.site.resources(unit.segment), missing)
     for one in tries:
         if datetime.fromisoformat(one.claim.created) < datetime.fromisoformat(case.papers.submitted):
             _note_living(standing, one, jobs)
         else:
-            _weigh(case, standing, one, jobs, folders, missing, ignored, accounting_is_off)
+            _weigh(case, standing, one, jobs, folders, ignored, accounting_is_off)
     return standing
 
 
 def _note_living(standing: Standing, one: Try, jobs: Mapping[str, Job]) -> None:
     """A try from before a person submitted the run again: it counts if it is alive; how it failed is forgiven."""
-    for _, job in _elements(one, jobs):
-        if job is not None and not job.is_over:
+    for element, job in elements_of(one, jobs):
+        if job is not None and not job.is_over and end_of(one, element) is None:
             _add(standing, one, job)
 
 
@@ -98,7 +104,6 @@ def _weigh(
     one: Try,
     jobs: Mapping[str, Job],
     folders: Sequence[StageFolder],
-    missing: Collection[int] | None,
     ignored: str | None,
     accounting_is_off: bool,
 ) -> None:
@@ -113,16 +118,14 @@ def _weigh(
         return
     grown: Resources | None = None
     failures: list[str] = []
-    for element, job in _elements(one, jobs):
-        end = one.ends.get(element, one.ends.get(None))  # without an element: of all of them
-        if end is not None and job is not None and end.restart_count < job.restarts:
-            end = None  # the word of an earlier start of the same job, on a node that was given up for dead
+    for element, job in elements_of(one, jobs):
+        end = end_of(one, element)
         more_memory = case.site.more_memory(standing.resources)
         more_time = case.site.more_time(standing.resources)
         answer = reaction(
             job,
             outcome=None if end is None else end.outcome,
-            is_published=element is not None and missing is not None and element not in missing,
+            is_published=element is not None and standing.missing is not None and element not in standing.missing,
             has_progressed=_has_progressed(folders, one.submitted if job is None else job.started),
             memory_may_grow=more_memory is not None,
             time_may_grow=more_time is not None,
@@ -158,13 +161,37 @@ def _add(standing: Standing, one: Try, job: Job) -> None:
         standing.active_elements.add(job.element + one.claim.first_element)
 
 
-def _elements(one: Try, jobs: Mapping[str, Job]) -> Iterator[tuple[int | None, Job | None]]:
+def elements_of(one: Try, jobs: Mapping[str, Job]) -> Iterator[tuple[int | None, Job | None]]:
     """(element, its job) of one try; None where SLURM does not know it."""
+    whole = jobs.get(one.job or "")
     if one.claim.elements is None:
-        yield None, jobs.get(one.job or "")
+        yield None, whole
         return
     for element in one.claim.elements:
-        yield element, jobs.get(f"{one.job}_{element - one.claim.first_element}")
+        # An array that was cancelled before it could start is one job to SLURM, and stays one.
+        yield element, jobs.get(f"{one.job}_{element - one.claim.first_element}", whole)
+
+
+def end_of(one: Try, element: int | None) -> End | None:
+    """What a job of one try said at its end; a word without an element speaks for all of them."""
+    return one.ends.get(element, one.ends.get(None))
+
+
+def will_repair(one: Try, jobs: Mapping[str, Job]) -> bool:
+    """Whether a job of this try will still look after the run, and without half an hour's wait."""
+    comes_late = one.claim.begin_minutes == GUARD_MINUTES
+    return waits_again(one, jobs) or any(
+        end_of(one, element) is None and not (job.waits and comes_late)
+        for element, job in elements_of(one, jobs)
+        if job is not None and not job.is_over
+    )
+
+
+def waits_again(one: Try, jobs: Mapping[str, Job]) -> bool:
+    """Whether a job that has said its last word was put back into the queue, to repair when it is started again."""
+    return any(
+        job is not None and job.waits and end_of(one, element) is not None for element, job in elements_of(one, jobs)
+    )
 
 
 def _is_young(one: Try) -> bool:

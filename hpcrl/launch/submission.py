@@ -15,8 +15,9 @@ from hpcrl.launch.cancel import cancel_run
 from hpcrl.launch.doors import open_door
 from hpcrl.launch.logs import log_text
 from hpcrl.launch.papers import Case, DoorName, Papers, is_played_as_jobs, open_case
-from hpcrl.launch.repair import GUARD_MINUTES, Repair, Repaired, make_request
+from hpcrl.launch.repair import Repair, Repaired, make_request
 from hpcrl.launch.request import GUARD, Request
+from hpcrl.launch.standing import GUARD_MINUTES
 from hpcrl.launch.units import Units
 from hpcrl.pipeline import Pipeline
 from hpcrl.report.queue import find_scheduler
@@ -132,6 +133,11 @@ def submit(
         say(
             f"{path}: nothing to submit: {'the run is over' if Run(path).is_finished() else 'no room in the queue now'}"
         )
+    elif repaired.left_out and sum(len(request.elements or (0,)) for request in repaired.submitted) < 2:
+        say(
+            f"{path}: the queue has room for one job of the run only; should it be lost, nobody submits the rest: look "
+            f"again with hpcrl status {path}, or submit the run when there is more room"
+        )
     return Run(path)
 
 
@@ -164,8 +170,9 @@ def first_requests(case: Case) -> tuple[Request, ...]:
     if units.is_loop and pending:
         requests.append(make_request(case, units, pending[0], number=2, dependency=(f"JOB:{pending[0].name}",)))
     if pending and case.site.launch.submit_from_jobs:
-        if not units.is_loop and units.reaches_the_end(pending):
-            requests.append(make_request(case, units, GUARD, dependency=tuple(f"JOB:{unit.name}" for unit in pending)))
+        if units.is_loop or units.reaches_the_end(pending):
+            last = tuple(f"JOB:{request.unit.name}" for request in requests)
+            requests.append(make_request(case, units, GUARD, dependency=last))
         number = 1 + sum(request.unit == GUARD for request in requests)
         requests.append(make_request(case, units, GUARD, number=number, begin_minutes=GUARD_MINUTES))
     return tuple(requests)

@@ -70,6 +70,14 @@ class Units:
             found += [unit for unit in units if self.stages(unit) and not self.is_done(unit)]
         return found
 
+    def around(self, pending: list[Unit]) -> list[Unit]:
+        """All units of the iterations of these and of the one before: jobs of done ones may still be there."""
+        if self.is_loop:
+            return pending
+        iterations = [unit.iteration for unit in pending if unit.iteration is not None]
+        window = range(max(min(iterations) - 1, 0), max(iterations) + 1)
+        return [Unit(segment.name, iteration) for iteration in window for segment in self.segments]
+
     def reaches_the_end(self, pending: list[Unit]) -> bool:
         """Whether nothing comes after these units."""
         return any(unit.iteration is not None and unit.iteration >= self.last_iteration for unit in pending)
@@ -91,14 +99,16 @@ class Units:
         return unit.iteration is None or all(self._is_published(need) for need in self._outer_needs(unit))
 
     def unfinished_elements(self, unit: Unit) -> tuple[int, ...] | None:
-        """Elements of an array some of whose blocks are missing; None where the unit is no array."""
+        """Elements of an array some of whose blocks are missing, none when it is done; None where it is no array."""
         if unit.iteration is None or self.segment(unit).mesh.array == 1:
             return None
         count, num_blocks = self.segment(unit).mesh.array, self.pipeline.num_blocks
-        found = set()
+        found: set[int] = set()
+        is_done = True
         for stage in self.stages(unit):
             folder = self.run.stage(unit.iteration, stage)
             if not folder.is_done():
+                is_done = False
                 published = folder.parts()
                 for element in range(count):
                     # As StageContext.owned shares blocks out, over all ranks of an element.
@@ -106,7 +116,7 @@ class Units:
                     if any(block not in published for block in blocks):
                         found.add(element)
         # All parts there but no manifest: whoever comes next publishes it.
-        return tuple(sorted(found)) or (0,)
+        return () if is_done else tuple(sorted(found)) or (0,)
 
     def folders(self, unit: Unit) -> list[StageFolder]:
         """The stage folders in which a unit publishes; of a loop, those of its newest iteration."""

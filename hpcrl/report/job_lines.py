@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from hpcrl.report.jobs import Element, Jobs, JobTry
+from hpcrl.report.jobs import GUARD, Element, Jobs, JobTry
 from hpcrl.report.queue import IN_QUEUE, State
 from hpcrl.report.wording import count_text, plural, seconds_text
 
@@ -16,11 +16,13 @@ HEAD: Final = ("unit", "try", "job", "waited", "ran", "state")
 _WORDS: dict[State, str] = {
     "waiting": "ended: its input was not there",
     "ended": "ended without a word",
+    "unsubmitted": "not submitted",
 }
 """States that say more in several words."""
+_BADLY: Final[frozenset[State]] = frozenset({"failed", "refused", "ended", "unsubmitted", "lost"})
 _ORDER: tuple[State, ...] = (
     "running", "suspended", "queued", "requeued", "held", "submitting",
-    "done", "stopped", "waiting", "failed", "refused", "ended", "lost",
+    "done", "waiting", "failed", "refused", "ended", "unsubmitted", "lost",
 )  # fmt: skip
 
 
@@ -72,15 +74,23 @@ def job_rows(tries: Iterable[JobTry], now: float) -> list[tuple[str, ...]]:
 
 
 def shown_tries(jobs: Jobs, first: int) -> list[JobTry]:
-    """What is in the queue, all tries from an iteration on, and of units that play all iterations the newest begun."""
+    """What is in the queue, all tries from an iteration on, and of units that play all iterations the newest begun.
+
+    Of a loop those that ended badly too; of what was not submitted only a unit's last try.
+    """
     newest = {entry.unit: entry for entry in jobs.tries if entry.unit.iteration is None and entry.started is not None}
-    return [
-        entry
-        for entry in jobs.tries
-        if entry.is_in_queue
-        or (entry.unit.iteration is not None and entry.unit.iteration >= first)
-        or newest.get(entry.unit) is entry
-    ]
+    last = {entry.unit: entry for entry in jobs.tries}
+
+    def is_shown(entry: JobTry) -> bool:
+        if entry.is_in_queue or newest.get(entry.unit) is entry:
+            return True
+        if entry.counts()["unsubmitted"] and last[entry.unit] is not entry:
+            return False
+        if entry.unit.iteration is not None:
+            return entry.unit.iteration >= first
+        return entry.unit.segment != GUARD and not _BADLY.isdisjoint(entry.counts())
+
+    return [entry for entry in jobs.tries if is_shown(entry)]
 
 
 def waited_text(entry: JobTry, now: float) -> str:

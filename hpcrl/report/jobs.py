@@ -29,7 +29,7 @@ _SUBMITTING_SECONDS = 60.0
 """A claim without a job id counts as never submitted after this."""
 _NEWEST_TRIES = 4
 """Tries that are read of a unit that plays all iterations."""
-_GUARD: Final = "guard"
+GUARD: Final = "guard"
 """Segment of the jobs that only repair."""
 
 
@@ -138,7 +138,7 @@ class Jobs:
         mine = [
             entry
             for entry in self.tries
-            if entry.unit == Unit(segment, iteration) or (entry.unit.iteration is None and entry.unit.segment != _GUARD)
+            if entry.unit == Unit(segment, iteration) or (entry.unit.iteration is None and entry.unit.segment != GUARD)
         ]
         chosen = [entry for entry in mine if entry.is_in_queue] or mine[-1:]
         return {element.state for entry in chosen for element in entry.elements}
@@ -285,10 +285,10 @@ class _View:
         state, detail, ended = self._state(number, launches)
         starts = [launch.started for launch in launches]
         job = self.answer.jobs.get((self.tried.job or "", number))
-        if not starts and job is not None and job.started is not None and job.started != job.ended:
-            # On its nodes, but not yet (or never) in Python; SLURM says of a job cancelled in the queue that it
-            # started when it ended.
-            starts = [job.started]
+        # SLURM says of a job cancelled in the queue that it started when it ended, as of one that died at once.
+        was_cancelled = job is not None and job.state == "CANCELLED" and job.started == job.ended
+        if not starts and job is not None and job.started is not None and not was_cancelled:
+            starts = [job.started]  # on its nodes, but not yet (or never) in Python
         spans = []
         for index, start in enumerate(starts):
             last = index == len(starts) - 1
@@ -300,12 +300,17 @@ class _View:
     def _state(self, number: int | None, launches: Sequence[Launch]) -> tuple[State, str, float | None]:
         """State, detail, and when it ended."""
         end = end_of(self.tried, number)
+        job = self.answer.jobs.get((self.tried.job or "", number))
+        if end is not None and number in self.tried.stays and job is not None and not job.is_over:
+            state, _, _ = state_of(job)
+            return state, "its work is done; it repairs what did not fit the queue", None
+        if end is not None and self.tried.job is None:
+            return "unsubmitted", _short(end.reason), _moment(end.ended)
         if end is not None:
             return end.outcome, end.reason, _moment(end.ended)
         if self.tried.job is None:
             age = self.read_at - _moment(self.tried.claim.created)
             return ("submitting", "", None) if age < _SUBMITTING_SECONDS else ("lost", "never submitted", None)
-        job = self.answer.jobs.get((self.tried.job or "", number))
         if job is not None:
             return state_of(job)
         if self._is_alive(number):
@@ -323,6 +328,11 @@ class _View:
         if self.tried.unit.iteration is None:
             return any(holding.name in ("", name) and holding.holder.job == self.tried.job for holding in self.alive)
         return any(holding.name == name for holding in self.alive)
+
+
+def _short(refusal: str) -> str:
+    """SLURM's first words of a refusal: a limit stands there at every repair, with advice that the first one gave."""
+    return refusal.rpartition("SLURM refused the job: ")[2].removeprefix("not submitted: ").partition(";")[0]
 
 
 def _moment(text: str) -> float:

@@ -12,12 +12,12 @@ from hpcrl.scheduler.jobs import Job
 from hpcrl.store.ledger import End, Ledger, Try
 
 State = Literal[
-    "done", "waiting", "stopped", "refused", "failed",
-    "running", "queued", "requeued", "held", "suspended", "ended", "submitting", "lost",
+    "done", "waiting", "refused", "failed",
+    "running", "queued", "requeued", "held", "suspended", "ended", "submitting", "unsubmitted", "lost",
 ]  # fmt: skip
-"""How a job stands. The first five are its own words at its end (the ledger's outcomes); then SLURM's view of it, or
+"""How a job stands. The first four are its own words at its end (the ledger's outcomes); then SLURM's view of it, or
 what files tell where SLURM does not answer: "ended" says that SLURM saw it end and it said nothing; "submitting" that
-sbatch has not answered yet; "lost" that SLURM knows nothing of it."""
+sbatch has not answered yet; "unsubmitted" that it would not take it; "lost" that SLURM knows nothing of it."""
 
 IN_QUEUE: Final[frozenset[State]] = frozenset({"running", "queued", "requeued", "held", "suspended", "submitting"})
 """States in which a job may still do its work."""
@@ -68,7 +68,7 @@ class Answer:
 
     @classmethod
     def of(cls, scheduler: Scheduler | None, tries: Sequence[Try]) -> Answer:
-        """Asks about the jobs of these tries that did not say how they ended."""
+        """Asks about the jobs of these tries that did not say how they ended, or that stay to repair."""
         ids = [id_ for tried in tries for id_ in _open_ids(tried)]
         if not ids:
             return cls({}, "")
@@ -77,7 +77,15 @@ class Answer:
         from hpcrl.scheduler.refusals import SchedulerUnavailableError
 
         try:
-            found = scheduler.look(ids)
+            found = dict(scheduler.look(ids))
+            # An array that was cancelled before it could start stays one job to SLURM.
+            whole = [
+                tried.job
+                for tried in tries
+                if tried.job is not None and not has_ended(tried) and not _jobs_of(tried, found)
+            ]
+            if set(whole) - set(ids):
+                found |= scheduler.look(whole)
         except (SchedulerUnavailableError, InputError) as error:
             return cls({}, str(error))
         return cls({key: job for tried in tries for key, job in _jobs_of(tried, found)}, "")
@@ -94,14 +102,19 @@ def end_of(tried: Try, element: int | None) -> End | None:
 
 
 def has_ended(tried: Try) -> bool:
-    """Whether all of it said how it ended."""
-    return all(end_of(tried, element) is not None for element in elements_of(tried))
+    """Whether all of it said how it ended, and left."""
+    return not any(_is_open(tried, element) for element in elements_of(tried))
+
+
+def _is_open(tried: Try, element: int | None) -> bool:
+    return end_of(tried, element) is None or element in tried.stays
 
 
 def state_of(job: Job) -> tuple[State, str, float | None]:
     """State, its reason and, if it ended, when: SLURM's view of a job that has not said how it ended."""
     if job.is_over:  # its reason may still be the one for which it was pending
-        return "ended", job.state, job.ended
+        code = f" (exit code {job.exit_code})" if job.state == "FAILED" and job.exit_code is not None else ""
+        return "ended", job.state + code, job.ended
     if job.state in _RUNNING:
         return "running", "" if job.state == "RUNNING" else job.state.lower(), None
     if job.state in ("REQUEUE_HOLD", "SPECIAL_EXIT") or "held" in job.reason.lower():
@@ -130,11 +143,12 @@ def _open_ids(tried: Try) -> list[str]:
     """
     if tried.job is None:
         return []
-    missing = [id_ for element, id_ in _ids(tried).items() if end_of(tried, element) is None]
+    missing = [id_ for element, id_ in _ids(tried).items() if _is_open(tried, element)]
     return [tried.job] if len(missing) > _MOST_ELEMENTS_ASKED else missing
 
 
 def _jobs_of(tried: Try, found: Mapping[str, Job]) -> list[tuple[tuple[str, int | None], Job]]:
     if tried.job is None:
         return []
-    return [((tried.job, element), found[id_]) for element, id_ in _ids(tried).items() if id_ in found]
+    jobs = {element: found.get(id_, found.get(tried.job)) for element, id_ in _ids(tried).items()}
+    return [((tried.job, element), job) for element, job in jobs.items() if job is not None]

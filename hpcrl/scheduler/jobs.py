@@ -80,6 +80,11 @@ class Job:
     """User id of whoever cancelled it, where accounting tells."""
 
     @property
+    def waits(self) -> bool:
+        """Whether it has not started, or was put back into the queue."""
+        return self.state in _NOT_STARTED
+
+    @property
     def is_over(self) -> bool:
         """Whether it does not come back by itself."""
         return self.state in ENDED

@@ -17,10 +17,10 @@ from hpcrl.store.publish import make_folder, publish
 LOOP: Final = "loop"
 """What stands for the iteration in the name of a unit that plays all iterations."""
 
-Outcome = Literal["done", "waiting", "stopped", "refused", "failed"]
-"""How a job ended, in its own words: done; its input was not there; asked to stop (85); bad input (2); failed (1)."""
+Outcome = Literal["done", "waiting", "refused", "failed"]
+"""How a job ended, in its own words: done; its input was not there; bad input (2); failed (1)."""
 
-_NAME = re.compile(r"(claim|job|end)-([A-Za-z0-9_.]+)-(\d{6,}|loop)-(\d{2,})(?:_(\d+))?\.json")
+_NAME = re.compile(r"(claim|job|end|stay)-([A-Za-z0-9_.]+)-(\d{6,}|loop)-(\d{2,})(?:_(\d+))?\.json")
 _HALTED = "halted.json"
 
 
@@ -64,6 +64,8 @@ class Claim:
     """Added to SLURM's array indices to get them."""
     submitter: str = ""
     """Job id of the job that submits, or "" for a person's shell."""
+    begin_minutes: int = 0
+    """It may not start before so long after its submission."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,8 @@ class Try:
     """When sbatch had answered; UTC, ISO 8601."""
     ends: Mapping[int | None, End]
     """Array element (None: no array) -> how it ended."""
+    stays: frozenset[int | None] = frozenset()
+    """Of those that ended, who asked to be started again, to repair."""
 
     @property
     def unit(self) -> Unit:
@@ -122,9 +126,13 @@ class Ledger:
         return publish(self.path / _name("job", unit, number), seal("job", body))
 
     def record_end(self, unit: Unit, number: int, element: int | None, end: End) -> bool:
-        """Notes how a job ended; the first word stands. A requeued job notes nothing before it ends for good."""
+        """Notes how a job ended its work; the first word stands. Started again, it only repairs."""
         make_folder(self.path)
         return publish(self.path / _name("end", unit, number, element), seal("end", dataclasses.asdict(end)))
+
+    def record_stay(self, unit: Unit, number: int, element: int | None) -> bool:
+        """Notes that a job which has ended its work goes back into the queue, to repair; False when it was before."""
+        return publish(self.path / _name("stay", unit, number, element), seal("stay", {"created": now()}))
 
     def tries(self, unit: Unit) -> list[Try]:
         """The tries at one unit, oldest first. Raises: CorruptFileError when a document is damaged."""
@@ -137,7 +145,7 @@ class Ledger:
         Raises: CorruptFileError when a document is damaged.
         """
         numbers: dict[Unit, set[int]] = {}
-        elements: dict[tuple[Unit, int], set[int | None]] = {}
+        elements: dict[tuple[str, Unit, int], set[int | None]] = {}
         for name in _names(self.path):
             match = _NAME.fullmatch(name) if containing in name else None
             if match is None:
@@ -145,24 +153,40 @@ class Ledger:
             unit = Unit(match[2], None if match[3] == LOOP else int(match[3]))
             if match[1] == "claim":
                 numbers.setdefault(unit, set()).add(int(match[4]))
-            if match[1] == "end":
-                element = None if match[5] is None else int(match[5])
-                elements.setdefault((unit, int(match[4])), set()).add(element)
+            element = None if match[5] is None else int(match[5])
+            elements.setdefault((match[1], unit, int(match[4])), set()).add(element)
         return {
-            unit: [self._read(unit, number, elements.get((unit, number), set())) for number in sorted(found)]
+            unit: [
+                self._read(unit, number, *(elements.get((kind, unit, number), set()) for kind in ("end", "stay")))
+                for number in sorted(found)
+            ]
             for unit, found in sorted(numbers.items(), key=lambda item: (item[0].iteration or 0, item[0].segment))
         }
 
-    def _read(self, unit: Unit, number: int, elements: Collection[int | None]) -> Try:
+    def elements(self, unit: Unit, number: int) -> tuple[int, ...]:
+        """The array elements that one try submitted; none where it is no array, or there is no such try."""
+        body = read_if_there(lambda path: read_document(path, "claim"), self.path / _name("claim", unit, number))
+        return () if body is None else tuple(body["elements"] or ())
+
+    def ended(self, unit: Unit, number: int) -> set[int | None]:
+        """The elements of one try that said how they ended (None: no array, or all of them); reads names only."""
+        matches = (_NAME.fullmatch(name) for name in _names(self.path) if f"end-{unit.name}-{number:02d}" in name)
+        return {
+            None if match[5] is None else int(match[5])
+            for match in matches
+            if match is not None and match[1] == "end" and int(match[4]) == number
+        }
+
+    def _read(self, unit: Unit, number: int, ended: Collection[int | None], stays: Collection[int | None]) -> Try:
         body = read_document(self.path / _name("claim", unit, number), "claim")
         fields = {**body, "unit": Unit(**body["unit"]), "dependency": tuple(body["dependency"])}
         fields["elements"] = None if body["elements"] is None else tuple(body["elements"])
         job = read_if_there(lambda path: read_document(path, "job"), self.path / _name("job", unit, number)) or {}
         ends = {
             element: End(**read_document(self.path / _name("end", unit, number, element), "end"))
-            for element in sorted(elements, key=str)
+            for element in sorted(ended, key=str)
         }
-        return Try(Claim(**fields), job.get("job"), job.get("submitted"), ends)
+        return Try(Claim(**fields), job.get("job"), job.get("submitted"), ends, frozenset(stays))
 
     def halt(self, reason: str) -> bool:
         """Nothing more is submitted from here on; False when the run was halted before."""

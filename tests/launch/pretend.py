@@ -7,7 +7,7 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
-from hpcrl.launch.job import is_last_element
+from hpcrl.launch.job import others_go_on
 from hpcrl.launch.papers import Case, Papers
 from hpcrl.launch.repair import Me, Repair, cancel_rest
 from hpcrl.launch.request import GUARD, Request
@@ -32,6 +32,16 @@ def case_of(path: Path, pipeline: Pipeline, *, door: str = "sbatch", **limits: o
 class PretendedJob:
     request: Request
     job: Job
+    phase: str = ""
+    """How far it has come since it was last started."""
+
+    @property
+    def me(self) -> Me:
+        return Me(self.request.unit, self.job.array_id or self.job.id)
+
+    @property
+    def element(self) -> int | None:
+        return None if self.job.element is None else self.job.element + self.request.first_element
 
 
 class Cluster:
@@ -45,6 +55,8 @@ class Cluster:
         self.random = random.Random(seed)
         self.stops_at = stops_at
         self.most_jobs = most_jobs
+        self.foreign = 0
+        """Jobs of the same user that are not the run's."""
         self.forgotten: set[str] = set()
         """Jobs that sbatch takes no dependency on."""
         self.accounting_is_off = False
@@ -59,7 +71,7 @@ class Cluster:
     def submit(self, request: Request) -> str:
         if set(request.dependency) & self.forgotten:
             raise SubmissionRefusedError("Job dependency problem", "dependency")
-        if sum(not one.job.is_over for one in self.jobs.values()) + len(request.indices or (0,)) > self.most_jobs:
+        if len(self.alive()) + self.foreign + len(request.indices or (0,)) > self.most_jobs:
             raise SubmissionRefusedError("QOSMaxSubmitJobPerUserLimit", "limit")
         array = str(self._next)
         self._next += 1
@@ -74,7 +86,9 @@ class Cluster:
         return {one.job.id: one.job for one in self.jobs.values() if {one.job.id, one.job.array_id} & set(ids)}
 
     def queue(self, ids: Sequence[str] | None = None) -> list[Job]:
-        return [one.job for one in self.jobs.values()] if ids is None else list(self.look(ids).values())
+        if ids is not None:
+            return list(self.look(ids).values())
+        return [one.job for one in self.jobs.values()] + [_foreign(f"9{number}") for number in range(self.foreign)]
 
     def find_by_comment(self, token: str) -> list[Job]:
         return [one.job for one in self.jobs.values() if token in one.job.comment]
@@ -93,8 +107,12 @@ class Cluster:
 
     def startable(self) -> list[PretendedJob]:
         """Jobs that may start now; those with a time of their own when there is nothing else to wait for."""
-        alive = {one.job.array_id or one.job.id for one in self.jobs.values() if not one.job.is_over}
-        ready = [one for one in self.waiting() if not set(one.request.dependency) & alive and not one.job.reason]
+        alive = {one.job.array_id or one.job.id for one in self.alive()}
+        ready = [
+            one
+            for one in self.waiting()
+            if not set(one.request.dependency) & alive and one.job.reason in ("", "BeginTime")
+        ]
         return [one for one in ready if not one.request.begin_minutes] or ready
 
     def hold(self, one: PretendedJob) -> None:
@@ -110,28 +128,66 @@ class Cluster:
         return repair
 
     def play(self, one: PretendedJob, *, dies: bool = False, outcome_code: int = 0) -> None:
-        """A job from start to end: repair, play, say how it ended; or it dies after its repair."""
-        one.job = dataclasses.replace(one.job, state="RUNNING", started=0.0)
-        unit, request = one.request.unit, one.request
-        element = None if one.job.element is None else one.job.element + request.first_element
-        me, left_out = Me(unit, one.job.array_id or one.job.id), False
-        if element is None or element == min(request.elements or (0,)):
-            left_out = self.repair(me).done.left_out
-        units = Units(self.case.run, self.case.pipeline)
+        """A job from start to end; or it dies after its first repair."""
+        self.start(one)
         if dies or outcome_code:
             self.end(one, "FAILED" if outcome_code else "NODE_FAIL", outcome_code or None)
             return
+        self.work(one)
+        self.leave(one)
+        self.vanish(one)
+
+    def start(self, one: PretendedJob) -> None:
+        """It repairs, if it is the one of its array to do so, and has not been started before."""
+        one.job = dataclasses.replace(one.job, state="RUNNING", reason="", started=0.0)
+        one.phase = "starts"
+        first = one.element in (None, min(one.request.elements or (0,)))
+        if one.request.unit != GUARD and first and not self._has_ended(one):
+            self.repair(one.me)
+
+    def work(self, one: PretendedJob) -> None:
+        """It publishes, and says its last word."""
+        one.phase = "has worked"
+        if self._has_ended(one):
+            return
+        unit, request = one.request.unit, one.request
+        units = Units(self.case.run, self.case.pipeline)
         ready = unit != GUARD and units.is_ready(unit)
         if ready and not self._is_beyond(unit, units):
-            self._publish(unit, element, units)
-        ledger = Ledger(self.case.run.path)
+            self._publish(unit, one.element, units)
         outcome = "done" if ready or unit == GUARD else "waiting"
-        ledger.record_end(unit, request.number, element, End(outcome, "", one.job.id, 0, now()))  # type: ignore[arg-type]
-        if left_out or is_last_element(self.case, unit, request.number, element):
-            self.repair(me)
-        self.end(one, "COMPLETED", 0)
-        if Units(self.case.run, self.case.pipeline).is_finished():
-            cancel_rest(self.case, self, but=one.job.array_id or one.job.id)  # type: ignore[arg-type]
+        end = End(outcome, "", one.job.id, 0, now())  # type: ignore[arg-type]
+        Ledger(self.case.run.path).record_end(unit, request.number, one.element, end)
+
+    def leave(self, one: PretendedJob) -> None:
+        """It repairs again, and decides whether it stays; until `vanish` it is still in the queue."""
+        one.phase = "leaves"
+        if others_go_on(self.case, one.request.unit, one.request.number, one.element):
+            return
+        if not self.repair(one.me).done.is_followed:
+            one.phase = "stays"
+        elif Units(self.case.run, self.case.pipeline).is_finished():
+            cancel_rest(self.case, self, but=one.me.job)  # type: ignore[arg-type]
+
+    def vanish(self, one: PretendedJob) -> None:
+        """It is out of the queue, or back in it."""
+        if one.phase == "stays":
+            restarts = one.job.restarts + 1
+            one.job = dataclasses.replace(one.job, state="PENDING", reason="BeginTime", started=None, restarts=restarts)
+            one.phase = ""
+        else:
+            self.end(one, "COMPLETED", 0)
+
+    def step(self, one: PretendedJob) -> None:
+        """What comes next in a job's life."""
+        {"": self.start, "starts": self.work, "has worked": self.leave}.get(one.phase, self.vanish)(one)
+
+    def alive(self) -> list[PretendedJob]:
+        """Jobs in the queue."""
+        return [one for one in self.jobs.values() if not one.job.is_over]
+
+    def _has_ended(self, one: PretendedJob) -> bool:
+        return one.element in Ledger(self.case.run.path).ended(one.request.unit, one.request.number)
 
     @staticmethod
     def _is_beyond(unit: Unit, units: Units) -> bool:
@@ -161,6 +217,14 @@ class Cluster:
             return
         attempt = folder.begin_attempt(compute_threads=1)
         attempt.publish([], {"stop": iteration == self.stops_at} if stage == "evaluate" else {})
+
+
+def _foreign(id_: str) -> Job:
+    return Job(
+        id=id_, array_id=None, element=None, name="other", user="me", state="RUNNING", reason="", partition="debug",
+        submitted=0.0, started=0.0, ended=None, expected_start=None, nodes="", comment="", exit_code=None, signal=None,
+        restarts=0, dependency="", time_limit=3600.0,
+    )  # fmt: skip
 
 
 def _pending(id_: str, array: str | None, element: int | None, request: Request) -> Job:

@@ -30,7 +30,7 @@ from hpcrl.launch.template import around
 from hpcrl.scheduler.refusals import SubmissionRefusedError
 from hpcrl.scheduler.site import Launch, Resources, Site
 from hpcrl.signals import STOP_SIGNALS
-from hpcrl.store.ledger import Unit
+from hpcrl.store.ledger import Ledger, Unit
 from tests.launch.requests import SITES, TOKEN, kinds, make_request, surroundings
 from tests.launch.test_scripts import FakeSlurm, directives
 
@@ -298,6 +298,17 @@ class TestJob:
         assert "write to" in capsys.readouterr().err
         assert (job.parent / "code").read_text() == "2\n"  # so that srun's own code does not hide it
         assert not list(job.glob("12_*"))
+
+    def test_a_refusal_is_told_in_the_ledger_and_halts_the_run(self, tmp_path: Path, job: Path) -> None:
+        folder = tmp_path / "run" / "jobs" / "submitit"
+        folder.mkdir(parents=True, mode=0o700)
+        pickle_ = folder / "main-loop-01-0.pkl"
+        pickle_.write_bytes(b"")
+        pickle_.chmod(0o666)
+        assert run_function([str(folder), pickle_.name]) == 2
+        ledger = Ledger(tmp_path / "run")
+        assert ledger.ended(Unit("main", None), 1) == {None}
+        assert "want a file that only you or root can have written" in (ledger.halted() or "")
 
     def test_ranks_lay_out_at_once(self, job: Path) -> None:
         paths = JobPaths(job, job_id="12")

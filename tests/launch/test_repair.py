@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from hpcrl import PPO, Advantage, Evaluate, Mesh, Mlp, Pipeline, Reached, Rollout, Update
-from hpcrl.launch.repair import GUARD_MINUTES, Me
-from hpcrl.launch.request import GUARD
+from hpcrl.launch.repair import Me, cancel_rest
+from hpcrl.launch.request import GUARD, Request
+from hpcrl.launch.standing import GUARD_MINUTES
 from hpcrl.launch.units import Units
 from hpcrl.scheduler.jobs import Job
+from hpcrl.scheduler.refusals import SubmissionRefusedError
 from hpcrl.store.ledger import Claim, Ledger, Unit, now
 from tests.launch.pretend import Cluster, case_of
 
@@ -63,9 +66,10 @@ def test_a_loop_has_a_second_behind_it(tmp_path: Path) -> None:
     assert [(one.unit, one.number, one.dependency) for one in done.submitted] == [
         (Unit("main", None), 1, ()),
         (Unit("main", None), 2, ("1",)),
-        (GUARD, 1, ()),
+        (GUARD, 1, ("1", "2")),
+        (GUARD, 2, ()),
     ]
-    assert done.submitted[2].begin_minutes == GUARD_MINUTES
+    assert done.submitted[3].begin_minutes == GUARD_MINUTES
     assert cluster.repair().done.submitted == []
     run_out(cluster)
     assert is_finished(cluster)
@@ -299,7 +303,9 @@ def test_a_young_claim_is_somebody_elses_submission(tmp_path: Path) -> None:
     cluster = Cluster(case_of(tmp_path / "run", apart(1)))
     Ledger(tmp_path / "run").claim(Claim(Unit("rollout", 0), 1, token="t", door="sbatch", created=now()))
     submitted = cluster.repair().done.submitted
-    assert [one.unit.name for one in submitted] == ["advantage-000000", "guard-loop", "guard-loop"]
+    # Nothing is put behind a job that may never come; should the claim stay lonely, a guard finds out soon.
+    assert [(one.unit, one.begin_minutes) for one in submitted] == [(GUARD, 2), (GUARD, GUARD_MINUTES)]
+    assert cluster.repair().done.submitted == []
 
 
 @pytest.mark.parametrize("lag", [0, 1])
@@ -323,3 +329,150 @@ def test_the_guard_looks_at_everything(tmp_path: Path) -> None:
     assert cluster.repair().done.submitted == []  # 64 finished iterations behind it are taken for all
     guard = cluster.repair(Me(GUARD, "77")).done
     assert [one.unit.name for one in guard.submitted] == ["advantage-000001", "guard-loop"]
+
+
+def live(cluster: Cluster, *, lose: int = -1, seed: int = 0, steps: int = 4000) -> int:
+    """Plays jobs side by side, a step of one after a step of another, until the run is over; nobody waits half an hour.
+
+    Args: lose: before this step a job, queued or running, is lost; later, where it would be the last one.
+    Returns: how many steps it took.
+    """
+    for step in range(steps):
+        if step >= lose >= 0 and sum(one.phase != "leaves" for one in cluster.alive()) > 1:
+            cluster.end(cluster.random.choice(cluster.alive()), "NODE_FAIL")
+            lose = -1
+        if cluster.foreign and cluster.random.random() < 0.05:
+            cluster.foreign = 0
+        running = [one for one in cluster.alive() if one.job.state == "RUNNING"]
+        startable = [one for one in cluster.startable() if not one.request.begin_minutes or one.job.restarts]
+        if not running + startable:
+            break
+        cluster.step(cluster.random.choice(running + startable))
+        assert is_finished(cluster) or cluster.alive(), cluster.lines
+        room = cluster.case.site.limits.max_jobs or cluster.most_jobs
+        assert len(cluster.alive()) + cluster.foreign <= room
+    assert is_finished(cluster), (seed, cluster.lines, [one.job for one in cluster.alive()])
+    assert all(one.request.begin_minutes for one in cluster.alive())
+    return step
+
+
+@pytest.mark.parametrize("is_told", [False, True], ids=["refused", "max_jobs"])
+@pytest.mark.parametrize("limit", [2, 3, 4, 5, 6])
+@pytest.mark.parametrize("lag", [0, 1])
+def test_whatever_job_is_lost_in_a_narrow_queue_the_run_finishes(
+    tmp_path: Path, lag: int, limit: int, is_told: bool
+) -> None:
+    """An array of four, queues that hold fewer jobs, as many, or a few more; any job is lost at any moment."""
+    for seed in range(5):
+        case = case_of(tmp_path / f"run-{seed}", apart(2, array=4, lag=lag), max_jobs=limit * is_told, retries=3)
+        cluster = Cluster(case, seed=seed, most_jobs=limit if not is_told else 10**6)
+        cluster.repair()
+        live(cluster, lose=cluster.random.randrange(60), seed=seed)
+
+
+@pytest.mark.parametrize("is_told", [False, True], ids=["refused", "max_jobs"])
+@pytest.mark.parametrize("free", [1, 2, 3])
+def test_a_queue_that_others_fill_for_a_while(tmp_path: Path, free: int, is_told: bool) -> None:
+    for seed in range(5):
+        case = case_of(tmp_path / f"run-{seed}", apart(2, array=4), max_jobs=6 * is_told, retries=3)
+        cluster = Cluster(case, seed=seed, most_jobs=6 if not is_told else 10**6)
+        cluster.foreign = 6 - free
+        cluster.repair()
+        live(cluster, seed=seed)
+
+
+@pytest.mark.parametrize("is_told", [False, True], ids=["refused", "max_jobs"])
+@pytest.mark.parametrize("limit", [3, 4, 5])
+def test_elements_that_end_in_the_same_moment_leave_somebody_behind(tmp_path: Path, limit: int, is_told: bool) -> None:
+    case = case_of(tmp_path / "run", apart(2, array=limit, num_blocks=limit), max_jobs=limit * is_told)
+    cluster = Cluster(case, most_jobs=limit if not is_told else 10**6)
+    cluster.repair()
+    for _ in range(200):
+        together = cluster.startable()
+        if all(one.request.begin_minutes and not one.job.restarts for one in together):
+            break
+        for one in [one for one in together if one.job.restarts]:  # these wait for a random time before they look
+            cluster.play(one)
+        for _ in range(4):  # start, work, leave, vanish: all of them, one after the other
+            for one in together:
+                if not one.job.is_over and not one.job.restarts and not one.request.begin_minutes:
+                    cluster.step(one)
+    assert is_finished(cluster), cluster.lines
+
+
+def test_the_last_place_of_a_queue_is_for_a_guard(tmp_path: Path) -> None:
+    cluster = Cluster(case_of(tmp_path / "run", apart(2, array=4), max_jobs=4))
+    submitted = cluster.repair().done.submitted
+    assert [(one.unit.name, one.elements, one.dependency) for one in submitted] == [
+        ("rollout-000000", (0, 1, 2), ()),
+        ("guard-loop", None, ("1",)),
+    ]
+
+
+def test_a_unit_done_meanwhile_is_not_submitted_again(tmp_path: Path) -> None:
+    """Jobs publish, say so and end while a repair looks: after it saw what is pending, before it asks the queue."""
+    for max_array_size in (1, 1000):
+        cluster = Cluster(
+            case_of(tmp_path / f"run-{max_array_size}", apart(3, array=4), retries=0), max_array_size=max_array_size
+        )
+        cluster.repair()
+        look, overtaken = cluster.look, False
+
+        def look_after_all_have_ended(ids: Sequence[str], cluster: Cluster = cluster) -> dict[str, Job]:
+            nonlocal overtaken
+            if not overtaken:
+                overtaken = True
+                for one in [one for one in cluster.startable() if not one.request.begin_minutes]:
+                    cluster.play(one)
+            return look(ids)  # noqa: B023
+
+        cluster.look = look_after_all_have_ended  # type: ignore[method-assign]
+        done = cluster.repair().done
+        assert done.halted is None
+        assert not [one for one in done.submitted if one.unit.iteration == 0]
+
+
+def test_an_array_that_is_cancelled_before_it_may_start_is_one_job(tmp_path: Path) -> None:
+    cluster = Cluster(case_of(tmp_path / "run", apart(2, array=4), retries=0))
+    cluster.repair()
+    for id_ in [id_ for id_ in cluster.jobs if id_.startswith("3_")]:
+        job = cluster.jobs.pop(id_)
+        job.job = dataclasses.replace(job.job, id="3", array_id=None, element=None, state="CANCELLED")
+        job.job = dataclasses.replace(job.job, cancelled_by=os.geteuid())
+        cluster.jobs["3"] = job
+    done = cluster.repair().done
+    assert done.halted is None  # by this user: no failure
+    assert [(one.unit.name, one.elements) for one in done.submitted] == [("rollout-000001", (0, 1, 2, 3))]
+
+
+def test_a_refused_submission_leaves_no_open_claim(tmp_path: Path) -> None:
+    cluster = Cluster(case_of(tmp_path / "run", apart(2)))
+
+    def refuse(request: Request) -> str:
+        raise SubmissionRefusedError("invalid qos", "qos")
+
+    cluster.submit = refuse  # type: ignore[method-assign]
+    with pytest.raises(SubmissionRefusedError, match="invalid qos"):
+        cluster.repair()
+    (one,) = Ledger(tmp_path / "run").tries(Unit("rollout", 0))
+    assert (one.job, one.ends[None].outcome) == (None, "refused")
+    assert cluster.lines == []  # who called tells the reason
+
+
+def test_a_loop_whose_two_jobs_fail_at_once_has_a_guard_behind_them(tmp_path: Path) -> None:
+    cluster = Cluster(case_of(tmp_path / "run", loop(), retries=3))
+    cluster.repair()
+    for id_ in ("1", "2"):
+        cluster.end(cluster.jobs[id_], "FAILED", 1)
+    (guard,) = [one for one in cluster.startable() if one.request.dependency == ("1", "2")]
+    cluster.play(guard)
+    run_out(cluster)
+    assert is_finished(cluster)
+
+
+def test_the_pieces_of_a_split_array_are_all_cancelled_at_the_end(tmp_path: Path) -> None:
+    cluster = Cluster(case_of(tmp_path / "run", apart(2, array=4)), max_array_size=1)
+    cluster.repair()
+    pieces = [id_ for id_, one in cluster.jobs.items() if one.request.unit == Unit("rollout", 1)]
+    assert len(pieces) == 4
+    assert {f"{id_}_0" for id_ in cancel_rest(cluster.case, cluster, but="")} >= set(pieces)  # type: ignore[arg-type]

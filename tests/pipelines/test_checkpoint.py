@@ -14,20 +14,18 @@ from hpcrl.store.run_folder import RunFolder
 from tests.pipelines.runs import ROOT, hpcrl, published_bits
 
 PIPELINE = ROOT / "pipelines" / "rlhf_checkpoint.py"
-REWARD = '''
+REWARD = """
 def short_and_even(prompts, responses, columns):
     assert len(prompts) == len(responses) == len(columns["wanted"])
     return [(len(response) == wanted) - 0.1 * len(response) for response, wanted in zip(responses, columns["wanted"])]
-'''
+"""
 
 
 @pytest.fixture
 def own(tmp_path: Path) -> dict[str, Path]:
     """A folder that begins as a random model, prompts with a column, a reward."""
     tokenizer = CharacterTokenizer("0123456789+=")
-    architecture = Architecture.llama(
-        tokenizer.vocab_size, hidden_size=16, num_layers=1, num_heads=2, max_positions=32
-    )
+    architecture = Architecture.llama(tokenizer.vocab_size, hidden_size=16, num_layers=1, num_heads=2, max_positions=32)
     decoder = LanguageModel(architecture=architecture, tokenizer=tokenizer).build(None, None, seed=3)
     save_folder(
         tmp_path / "model",
@@ -64,9 +62,9 @@ def test_a_folder_is_improved_and_exported(own: dict[str, Path], tmp_path: Path)
     transformers = pytest.importorskip("transformers")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     before = transformers.AutoModelForCausalLM.from_pretrained(own["model"])
-    assert any(
-        not (one == other).all() for one, other in zip(theirs.parameters(), before.parameters(), strict=True)
-    ), "it has learned"
+    assert any(not (one == other).all() for one, other in zip(theirs.parameters(), before.parameters(), strict=True)), (
+        "it has learned"
+    )
     for name in ("tokenizer.json", "tokenizer_config.json"):
         assert (tmp_path / "out" / name).read_bytes() == (own["model"] / name).read_bytes()
 

@@ -30,10 +30,15 @@ def submitted(path: Path, pipeline: Pipeline) -> Path:
     return path
 
 
-def job(path: Path, *arguments: object, element: int | None = None, restarts: int = 0) -> Finished:
+def job(
+    path: Path, *arguments: object, element: int | None = None, restarts: int = 0, array: tuple[int, ...] = ()
+) -> Finished:
     variables = {"SLURM_JOB_ID": "17", "SLURM_RESTART_COUNT": str(restarts)}
     if element is not None:
         variables |= {"SLURM_ARRAY_JOB_ID": "17", "SLURM_ARRAY_TASK_ID": str(element)}
+    if array:
+        facts = {"MIN": min(array), "MAX": max(array), "STEP": 1, "COUNT": len(array)}
+        variables |= {f"SLURM_ARRAY_TASK_{name}": str(value) for name, value in facts.items()}
     setup = f"import os; os.environ.update({variables!r})"
     return forked("job", path, *arguments, folder=path.parent, setup=setup)
 
@@ -83,6 +88,36 @@ def test_a_script_submitted_by_hand_takes_the_next_unit_and_enters_the_ledger(tm
     ] * 3
     (one,) = Ledger(run).tries(Unit("rollout", 1))
     assert (one.claim.door, one.job, one.ends[None].outcome) == ("hand", "17", "done")
+
+
+@pytest.mark.parametrize(
+    ("arrays", "claims"),
+    [
+        ([(0, 1, 2)], [(0, 1, 2)]),
+        ([(0,), (1,), (2,)], [(0,), (1,), (2,)]),
+        ([(0, 2), (1,)], [(0,), (2,), (1,)]),  # SLURM does not tell an irregular array's elements
+    ],
+)
+def test_arrays_submitted_by_hand_enter_the_ledger_with_their_elements(
+    arrays: list[tuple[int, ...]], claims: list[tuple[int, ...]], tmp_path: Path
+) -> None:
+    run = submitted(tmp_path / "run", meshes(play_world="play", array=3))
+    for array in arrays:
+        for element in array:
+            done = job(run, "--segment", "rollout", "--iteration", 0, element=element, array=array)
+            assert done.code == 0, done.output
+    tries = Ledger(run).tries(Unit("rollout", 0))
+    assert [one.claim.elements for one in tries] == claims
+    assert [(one.job, sorted(one.ends)) for one in tries] == [("17", list(claim)) for claim in claims]
+
+
+def test_a_job_that_has_said_its_last_word_plays_nothing_when_it_is_started_again(tmp_path: Path) -> None:
+    run = submitted(tmp_path / "run", meshes(play_world="play"))
+    assert job(run, "--segment", "advantage", "--iteration", 0, "--try", 1).code == 0  # its input is not there
+    assert job(run, "--segment", "rollout", "--iteration", 0, "--try", 1).code == 0
+    done = job(run, "--segment", "advantage", "--iteration", 0, "--try", 1, restarts=1)
+    assert done.code == 0, done.output
+    assert not RunFolder(run).stage(0, "update").path.exists()
 
 
 def test_a_loop_is_one_job(reference: Path, tmp_path: Path) -> None:

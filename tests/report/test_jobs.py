@@ -322,3 +322,58 @@ def test_units_of_old_iterations_are_not_read(tmp_path: Path) -> None:
     record = RunRecord.read(run.path, newest=24, scheduler=FakeSlurm())
     assert record.jobs is not None
     assert [entry.unit for entry in record.jobs.tries] == [Unit("rollout", number) for number in (2, 3, 4, 5, 6)]
+
+
+def test_a_loop_whose_jobs_died_at_once_says_so(tmp_path: Path) -> None:
+    """SLURM starts and ends them in the same second; nothing of them was ever in Python."""
+    run = JobRun(tmp_path / "run", loop=True)
+    run.submit("main", None, "5", -30.0)
+    run.submit("main", None, "6", -30.0, number=2, after=["5"])
+    run.submit("guard", None, "7", -30.0, after=["5", "6"])
+    dead = [
+        dataclasses.replace(slurm_job(id_, "FAILED"), started=run.now - 20.0, ended=run.now - 20.0, exit_code=127)
+        for id_ in ("5", "6")
+    ]
+    rows = job_rows(run.path, FakeSlurm(*dead, slurm_job("7", "PENDING", "Resources")))
+    assert rows["main-loop", "1"] == ("5", "10.0 s", "–", "ended without a word: FAILED (exit code 127)")
+    assert rows["main-loop", "2"][3] == "ended without a word: FAILED (exit code 127)"
+    assert ("guard-loop", "1") in rows
+
+
+def test_what_was_not_submitted_is_told_once_and_shortly(tmp_path: Path) -> None:
+    run = JobRun(tmp_path / "run", iterations=1)
+    words = (
+        "not submitted: RUN/jobs/rollout.sbatch: SLURM refused the job: QOSMaxSubmitJobPerUserLimit; Batch job; wait"
+    )
+    for number in (1, 2, 3):
+        unit = run.submit("rollout", 0, None, -100.0 + number, number=number, elements=range(4))
+        run.end(unit, -90.0 + number, "waiting", reason=words, number=number)
+    unit = run.submit("generate", 0, None, -90.0)
+    run.end(unit, -80.0, "refused", reason="not submitted: rollout.sbatch: SLURM refused the job: invalid qos; mend it")
+    rows = job_rows(run.path, FakeSlurm())
+    assert list(rows) == [("rollout-000000", "3"), ("generate-000000", "1")]
+    assert rows["rollout-000000", "3"][3] == "0 of 4 done, 4 unsubmitted (QOSMaxSubmitJobPerUserLimit)"
+    assert rows["generate-000000", "1"][3] == "not submitted: invalid qos"
+
+
+def test_an_array_that_was_cancelled_before_it_could_start_is_one_job(tmp_path: Path) -> None:
+    run = JobRun(tmp_path / "run", iterations=1)
+    run.submit("rollout", 0, "1", -30.0, elements=range(4))
+    slurm = FakeSlurm(slurm_job("1", "CANCELLED", "Dependency"))
+    assert job_rows(run.path, slurm)["rollout-000000", "1"][3] == "0 of 4 done, 4 ended (CANCELLED)"
+
+
+def test_a_job_that_stays_to_repair_is_still_there(tmp_path: Path) -> None:
+    run = JobRun(tmp_path / "run", iterations=1)
+    unit = run.submit("rollout", 0, "1", -30.0, elements=range(2))
+    for element in range(2):
+        run.end(unit, -10.0, element=element)
+    run.ledger.record_stay(unit, 1, 1)
+    slurm = FakeSlurm(slurm_job("1_1", "PENDING", "BeginTime", restarts=1))
+    assert job_rows(run.path, slurm)["rollout-000000", "1"][3] == (
+        "1 of 2 done, 1 requeued (its work is done; it repairs what did not fit the queue)"
+    )
+    assert slurm.asked == ["1_1"]
+    assert lines_of(run.path, slurm)["state"].startswith("in SLURM's queue")
+    # It has left since.
+    assert job_rows(run.path, FakeSlurm(slurm_job("1_1", "COMPLETED")))["rollout-000000", "1"][3] == "2 of 2 done"

@@ -397,6 +397,13 @@ def test_rows_that_depend_on_others_are_refused():
         Generator(decoder, CharacterTokenizer("0123"))
 
 
+def test_no_bits_are_promised_on_a_gpu():
+    class OnGpu(NeighbourlyDecoder):
+        device = torch.device("cuda")
+
+    assert {4, 32, 36, 256} <= set(equal_row_counts(OnGpu(Architecture.llama(17)), 36))
+
+
 def test_numbers_of_rows_with_other_bits_are_not_used():
     short, whole = ShortDecoder(Architecture.llama(18)), Decoder(Architecture.llama(19))
     for decoder in (short, whole):

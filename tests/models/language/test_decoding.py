@@ -10,7 +10,8 @@ from hpcrl.data import Ending
 from hpcrl.errors import InputError
 from hpcrl.models.language import Architecture
 from hpcrl.models.language.decoder import Decoder
-from hpcrl.models.language.decoding import Generator, Responses, TokenNumbers, equal_row_counts
+from hpcrl.models.language.decoding import Generator, Responses, TokenNumbers
+from hpcrl.models.language.row_counts import equal_row_counts
 from hpcrl.models.language.settings import Sampling, Stopping
 from hpcrl.models.language.tokenizer import CharacterTokenizer
 from hpcrl.ops.random import Draw, uniforms
@@ -395,6 +396,14 @@ def test_rows_that_depend_on_others_are_refused():
     decoder.initialize(torch.Generator().manual_seed(0))
     with pytest.raises(InputError, match="choose another number of rows"):
         Generator(decoder, CharacterTokenizer("0123"))
+
+
+def test_weights_that_are_no_numbers_are_not_taken_for_rows_that_depend_on_others():
+    decoder = decoder_of(dtype=torch.float32)
+    with torch.no_grad():
+        decoder.layers[0].mlp.up_proj.weight.fill_(math.nan)
+    with pytest.raises(FloatingPointError, match="look at the last update"):
+        generate(Generator(decoder, TOKENIZER), prompts_of(2))
 
 
 def test_no_bits_are_promised_on_a_gpu():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pwd
 import sys
@@ -57,8 +58,7 @@ def print_cancel(path: Path, slurm: Queue | None = None) -> int:
     if is_over:
         print(f"the run had reached its end: hpcrl report {path_text(path)}")
     else:
-        command = resume_command(path, ()) or f"hpcrl run PIPELINE --on slurm --run {path_text(path)}"
-        print(f"what is published stays; go on with: {command}")
+        print(f"what is published stays; go on with: {_command(path)}")
     return DONE
 
 
@@ -120,9 +120,23 @@ def _cancel_all(ledger: Ledger, slurm: Queue, say: Callable[[str], None], sleep:
 
 
 def _is_over(path: Path) -> bool:
-    """Whether it has reached its end."""
-    run = RunFolder.open(path)
-    return Units(run, stored_pipeline(run.pipeline())).is_finished()
+    """Whether it has reached its end.
+
+    A run that cannot be read here (a damaged file, a class that only its jobs can import) is ended as one that goes on.
+    """
+    try:
+        run = RunFolder.open(path)
+        return Units(run, stored_pipeline(run.pipeline())).is_finished()
+    except InputError:
+        return False
+
+
+def _command(path: Path) -> str:
+    """What the person types to go on."""
+    command = ""
+    with contextlib.suppress(InputError):  # a damaged document: the jobs are gone all the same
+        command = resume_command(path, ())
+    return command or f"hpcrl run PIPELINE --on slurm --run {path_text(path)}"
 
 
 def _is_on_its_way(one: Try) -> bool:

@@ -156,7 +156,9 @@ class Scripts:
         Args: say: told in one line when it would take one later only.
         Raises: SubmissionRefusedError; SchedulerUnavailableError.
         """
-        segments = {request.unit.segment: request for request in reversed(requests)}
+        segments: dict[str, Request] = {}
+        for request in requests:
+            segments.setdefault(request.unit.segment, request)
         with tempfile.TemporaryDirectory(prefix="hpcrl-dry-run-") as folder:
             for segment, request in segments.items():
                 script = Path(folder) / script_path(request).name
@@ -166,9 +168,10 @@ class Scripts:
                 try:
                     self._slurm.check(script, submission_options(alone, self._surroundings.site))
                 except SubmissionRefusedError as error:
+                    words = str(error).replace(str(script), segment)  # a file that is about to go
                     if not error.is_temporary:
-                        raise
-                    say(f"{segment}: {error}")
+                        raise SubmissionRefusedError(words, error.kind) from error
+                    say(words)
 
     def dry_run(self, requests: tuple[Request, ...]) -> str:
         """What would be submitted: each sbatch line, then each script. Writes nothing.

@@ -11,8 +11,11 @@ import pytest
 from hpcrl.cli import main
 from hpcrl.errors import InputError
 from hpcrl.launch.cancel import SUBMISSION_SECONDS, cancel_run, print_cancel
+from hpcrl.launch.papers import Papers
 from hpcrl.scheduler.jobs import Job
 from hpcrl.scheduler.refusals import SchedulerUnavailableError
+from hpcrl.scheduler.site import Site
+from hpcrl.store.ledger import now
 from tests.report.job_run import JobRun, slurm_job
 from tests.report.tiny_run import copy_of, digests, finished_run
 
@@ -127,6 +130,17 @@ def test_of_a_run_that_is_over_waiting_jobs_go_and_nothing_is_written(
         f"cancelled 5 ({unit.name}: pending)",
         f"the run had reached its end: hpcrl report {run.path}",
     ]
+
+
+@pytest.mark.parametrize("file", ["pipeline.json", "jobs/jobs.json"])
+def test_a_damaged_document_keeps_no_job_alive(played: JobRun, file: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Papers("sbatch", (), "/", "hpcrl run x.py --on sbatch", now()).write(played.path, Site())
+    (played.path / file).write_text("{")
+    cluster = Cluster(played, *in_queue())
+    assert print_cancel(played.path, cluster) == 0
+    assert cluster.cancelled == ["3", "4"]
+    assert played.ledger.halted() is not None
+    assert "go on with: hpcrl run " in capsys.readouterr().out
 
 
 def test_cancelling_twice_says_why_it_was_halted(played: JobRun, capsys: pytest.CaptureFixture[str]) -> None:

@@ -187,14 +187,14 @@ class TestDryRun:
     def test_slurm_is_asked_whether_it_would_take_the_jobs(self, cluster: FakeCommands) -> None:
         dry_run(apart(array=2), Site(default=Resources(partition="cpu")))
         calls = cluster.calls("sbatch")
-        assert [Path(words[-1]).name for words in calls] == ["guard.sbatch", "advantage.sbatch", "rollout.sbatch"]
+        assert [Path(words[-1]).name for words in calls] == ["rollout.sbatch", "advantage.sbatch", "guard.sbatch"]
         assert all(words[0] == "--test-only" for words in calls)
         assert not any(word.startswith(("--dependency", "--begin")) for words in calls for word in words)
         assert not any(Path(words[-1]).parent.exists() for words in calls)
 
     def test_what_slurm_refuses_is_refused(self, cluster: FakeCommands) -> None:
         cluster.answer_as_recorded("sbatch", "refused_qos")
-        with pytest.raises(InputError, match=r"set resources\.qos in the site file to one you may use"):
+        with pytest.raises(InputError, match=r"^main: SLURM refused .*; set resources\.qos in the site file to one"):
             dry_run(loop(), Site(default=Resources(qos="nope")))
 
     def test_a_full_queue_is_told(self, cluster: FakeCommands) -> None:
@@ -202,6 +202,7 @@ class TestDryRun:
         said: list[str] = []
         assert "sbatch --job-name=p.main-loop" in dry_run(loop(), Site(), say=said.append)
         assert len(said) == 2
+        assert said[0].startswith("main: SLURM refused the job: ")
         assert "you have as many jobs queued as you may" in said[0]
 
     def test_without_a_cluster_it_says_that_it_did_not_ask(

@@ -7,7 +7,7 @@ python=${PYTHON:-python3}
 export OMP_NUM_THREADS=1
 
 for command in bench_recurrence.py bench_shards.py bench_tree.py bench_handoff.py bench_status.py bench_overlap.py bench_engines.py \
-  "bench_pong.py collection" "bench_pong.py end-to-end" bench_cartpole.py; do
+  "bench_pong.py collection" "bench_pong.py end-to-end" bench_cartpole.py bench_decoding.py; do
   echo "== $command"
   # A limit that is not met is said in the table; it does not keep the others from being measured.
   # shellcheck disable=SC2086

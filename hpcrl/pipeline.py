@@ -12,6 +12,7 @@ from hpcrl.data.configuration import near_names, to_plain
 from hpcrl.errors import InputError
 from hpcrl.models import ModelConfig
 from hpcrl.stages import Advantage, Evaluate, Evaluation, Rollout, Stage, Update
+from hpcrl.stages.generate import GENERATED
 from hpcrl.store.retention import Keep
 
 MAIN = "main"
@@ -178,7 +179,8 @@ def check_graph(stages: Sequence[Stage], *, offline: bool) -> None:
 def _check_fields(stages: Sequence[Stage], offline: bool) -> None:
     """Of the stages that take part together, every field read is written before, and none twice."""
     names = [stage.name for stage in stages]
-    written = dict.fromkeys(Rollout(env="offline").writes, "inputs") if offline else {}
+    recorded = (*GENERATED, "scores") if any(stage.is_text for stage in stages) else Rollout(env="offline").writes
+    written = dict.fromkeys(recorded, "inputs") if offline else {}
     for stage in stages:
         if isinstance(stage, Evaluate) and stage.env is None and "rollout" not in names:
             raise InputError(

@@ -18,7 +18,7 @@ from hpcrl.data import Trajectories
 from hpcrl.errors import InputError
 from hpcrl.pipeline import Pipeline
 from hpcrl.residents import Residents
-from hpcrl.runner.handoff import Handoff, Source, offline_source, read_block
+from hpcrl.runner.handoff import Handoff, Source, offline_sources, read_block
 from hpcrl.runner.position import INITIAL, checkpoint_of, read_published
 from hpcrl.runner.stored import stored_description, stored_pipeline
 from hpcrl.segments import Need, training_before
@@ -118,7 +118,8 @@ def _sources(run: RunFolder, pipeline: Pipeline, iteration: int, index: int) -> 
     writing = [stage for stage in pipeline.stages[:index] if stage.writes and stage.due(iteration)]
     sources = [Source(run, iteration, stage.name) for stage in writing]
     if pipeline.inputs is not None:
-        sources.insert(0, offline_source(Path(pipeline.inputs), run.pipeline()["input_iterations"], iteration))
+        read = offline_sources(Path(pipeline.inputs), run.pipeline()["input_iterations"], iteration)
+        sources = [*read, *sources]
     return sources
 
 

@@ -23,6 +23,7 @@ def grpo_arithmetic(
     sft_learning_rate: float = 3e-3,
     learning_rate: float = 2e-4,
     noise: float = 0.12,
+    keep_rollouts: int = 2,
     seed: int = 1,
 ) -> Pipeline:
     """SFT, then GRPO or one of its relatives, on sums modulo 7 worked out step by step.
@@ -38,6 +39,7 @@ def grpo_arithmetic(
         sft_learning_rate: Adam's step size while imitating.
         learning_rate: Adam's step size after that.
         noise: Share of demonstrated steps that are wrong, and of those that are written twice.
+        keep_rollouts: Iterations whose responses stay on disk; 0: all, for pipelines/offline_rlhf.py.
         seed: Of everything that is random.
     """
     task = ModularSums(wrong_step=noise, repeated_step=noise)
@@ -87,5 +89,5 @@ def grpo_arithmetic(
         ],
         seed=seed,
         checkpoint_every=10,
-        keep=Keep(every=None),
+        keep=Keep(every=None, rollouts=keep_rollouts or None),
     )

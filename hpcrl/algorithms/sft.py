@@ -11,6 +11,7 @@ import numpy.typing as npt
 from hpcrl.algorithms.text_rule import TextRule, TextTotals, named
 
 if TYPE_CHECKING:
+    from hpcrl.data import Trajectories
     from hpcrl.models.language.decoder import Decoder
     from hpcrl.models.language.packing import TextPart
 
@@ -25,6 +26,18 @@ class SFT(TextRule):
     """
 
     statistics: ClassVar[tuple[str, ...]] = ("negative_log_likelihood", "entropy", "confident_tokens", "tokens")
+
+    min_score: float | None = None
+    """Imitate only responses with `scores` of at least this: the best of a run's own. None: all."""
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """See TextRule.fields."""
+        return () if self.min_score is None else ("scores",)
+
+    def chosen(self, trajectories: Trajectories) -> npt.NDArray[np.bool_] | None:
+        """See TextRule.chosen."""
+        return None if self.min_score is None else trajectories["scores"] >= self.min_score
 
     def part_gradient(self, model: Decoder, part: TextPart, totals: TextTotals, *, progress: float = 0.0) -> Float64:
         """See TextRule.part_gradient."""

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from hpcrl.algorithms.adam import FlatAdam
+    from hpcrl.data import Trajectories
     from hpcrl.models import Model
     from hpcrl.models.language.decoder import Decoder
     from hpcrl.models.language.packing import TextPart
@@ -120,6 +121,10 @@ class TextRule:
     def finish_statistics(self, sums: Float64) -> dict[str, float]:
         """Means of a sum of statistics vectors, by name."""
         raise NotImplementedError
+
+    def chosen(self, trajectories: Trajectories) -> npt.NDArray[np.bool_] | None:
+        """Which responses of a block it learns from, bool[n]; None: all."""
+        return None
 
     def token_weights(self, part: TextPart, totals: TextTotals) -> Tensor:
         """What each token's loss counts, f32[num_tokens]: its weighted sum over all parts is the minibatch's loss."""

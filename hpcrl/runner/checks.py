@@ -49,7 +49,11 @@ def _check_inputs(pipeline: Pipeline) -> EnvDescription | None:
         raise InputError(
             f"Pipeline.num_blocks: want {num_blocks}, as the rollouts in {run.path} have, given {pipeline.num_blocks}"
         )
-    return stored_description(document)
+    description = stored_description(document)
+    if (description is None) != pipeline.is_text:
+        kinds = ("an environment", "text") if pipeline.is_text else ("text", "an environment")
+        raise InputError(f"Pipeline.inputs: want a run of {kinds[1]}, given {run.path}, a run of {kinds[0]}")
+    return description
 
 
 def _check_same_spaces(env: str, given: EnvDescription, wanted: EnvDescription) -> None:

@@ -9,6 +9,8 @@ from typing import Literal
 
 from hpcrl.data import Trajectories
 from hpcrl.errors import CorruptFileError, InputError
+from hpcrl.runner.stored import stored_pipeline
+from hpcrl.stages import Score, ScoreByModel
 from hpcrl.store.layout import lanes_name, shard_name
 from hpcrl.store.manifest import FileRecord
 from hpcrl.store.run_folder import RunFolder
@@ -108,17 +110,29 @@ def _join(merged: Trajectories, part: Trajectories, source: Source) -> Trajector
     return merged.with_fields(steps=part.steps, per_trajectory=part.per_trajectory, ragged=part.ragged)
 
 
-def offline_source(path: Path, kept: Sequence[int], iteration: int) -> Source:
-    """The rollout that an offline iteration reads: of those kept when the run was made, oldest first, in turn."""
-    return Source(RunFolder.open(path), kept[iteration % len(kept)], "rollout")
+def offline_sources(path: Path, kept: Sequence[int], iteration: int) -> list[Source]:
+    """What an offline iteration reads: of the rollouts kept when the run was made, oldest first, in turn."""
+    run = RunFolder.open(path)
+    return [Source(run, kept[iteration % len(kept)], stage) for stage in _recording_stages(run)]
+
+
+def _recording_stages(run: RunFolder) -> list[str]:
+    """The stages of a run whose fields need its environment or its policy: what acted, and what graded."""
+    pipeline = stored_pipeline(run.pipeline())
+    return [stage.name for stage in pipeline.stages if stage.acts or isinstance(stage, Score | ScoreByModel)]
 
 
 def kept_rollouts(run: RunFolder) -> list[int]:
-    """Iterations whose rollout is published and still here.
+    """Iterations whose rollout, or responses and their scores, are published and still here.
 
     Raises: InputError when there is none.
     """
-    kept = [iteration for iteration in run.iterations() if run.stage(iteration, "rollout").manifest() is not None]
+    stages = _recording_stages(run)
+    kept = [
+        iteration
+        for iteration in run.iterations()
+        if stages and all(run.stage(iteration, stage).manifest() is not None for stage in stages)
+    ]
     if not kept:
         raise InputError(f"{run.path}: want at least one kept rollout, found none; see Keep(rollouts=...)")
     return kept

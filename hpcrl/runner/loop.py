@@ -15,7 +15,7 @@ from hpcrl.pipeline import evaluation
 from hpcrl.residents import Residents
 from hpcrl.runner.display import Display
 from hpcrl.runner.gate import Gate, Passage
-from hpcrl.runner.handoff import Handoff, Source, merge_facts, offline_source
+from hpcrl.runner.handoff import Handoff, Source, merge_facts, offline_sources
 from hpcrl.runner.output import StageOutput
 from hpcrl.runner.part import Part, whole
 from hpcrl.runner.policy import Weights
@@ -231,7 +231,7 @@ class Loop:
         """The stages whose fields a stage reads: those before it that write any; or another run's rollouts."""
         sources = []
         if self.pipeline.inputs is not None:
-            sources = [offline_source(Path(self.pipeline.inputs), self.input_iterations, iteration)]
+            sources = offline_sources(Path(self.pipeline.inputs), self.input_iterations, iteration)
         writing = [stage for stage in self.pipeline.stages[:index] if stage.writes and stage.due(iteration)]
         return [*sources, *(Source(self.run, iteration, stage.name) for stage in writing)]
 

@@ -15,6 +15,9 @@ from hpcrl.models.language.settings import Sampling, Stopping
 from hpcrl.stages.demonstrate import check_count, offsets_of, problem_indices, prompt_tokens
 from hpcrl.stages.stage import Phase, Stage, StageContext, StageInterruptedError
 
+GENERATED = ("actions", "log_probs", "prompt_tokens", "ending", "prompt_index", "sample_index")
+"""Fields of a generated response."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Generate(Stage):
@@ -76,7 +79,7 @@ class Generate(Stage):
 
     @property
     def writes(self) -> tuple[str, ...]:
-        return ("actions", "log_probs", "prompt_tokens", "ending", "prompt_index", "sample_index")
+        return GENERATED
 
     @property
     def role(self) -> str | None:

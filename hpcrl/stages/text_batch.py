@@ -30,7 +30,7 @@ class TextBatch:
     """
 
     def __init__(self, blocks: Mapping[int, Trajectories], rule: TextRule, *, seed: int, iteration: int) -> None:
-        self.blocks, self._rule = dict(blocks), rule
+        self.blocks, self._rule = {block: _chosen(rule, each) for block, each in blocks.items()}, rule
         self._seed, self._iteration = seed, iteration
         self._orders: dict[int, list[Int64]] = {}
         """Block -> the units of an epoch in their order, each the trajectories that stay together."""
@@ -95,3 +95,9 @@ class TextBatch:
         order = self._orders[block]
         start, stop = part_bounds(len(order), self._rule.num_minibatches)[minibatch : minibatch + 2]
         return np.concatenate(order[start:stop]) if start < stop else np.zeros(0, np.int64)
+
+
+def _chosen(rule: TextRule, trajectories: Trajectories) -> Trajectories:
+    """The responses that a rule learns from."""
+    mask = rule.chosen(trajectories)
+    return trajectories if mask is None else trajectories.select(np.flatnonzero(mask))

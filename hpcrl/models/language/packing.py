@@ -73,7 +73,7 @@ def pack_text(trajectories: Trajectories, fields: tuple[str, ...] = ()) -> TextP
         tokens=torch.from_numpy(tokens),
         offsets=PackedOffsets.of(offsets.tolist()),
         rows=torch.from_numpy(at - 1),
-        targets=torch.from_numpy(np.ascontiguousarray(trajectories["actions"])),
+        targets=torch.from_numpy(np.array(trajectories["actions"])),  # a copy: shards are mapped read-only
         response_lengths=lengths,
         fields={name: torch.from_numpy(np.array(trajectories[name])) for name in fields},
     )

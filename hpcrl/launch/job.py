@@ -101,7 +101,7 @@ def _begin(path: Path, segment: str, iteration: int | None, number: int | None, 
     """
     case = open_case(path)
     units = Units(case.run, case.pipeline)
-    unit = _find_unit(units, segment, iteration)
+    unit = _find_unit(units, segment, iteration, is_by_hand=number is None)
     element, count = _find_element(units, unit, first_element)
     if number is None:
         number = _claim_by_hand(path, unit, element, first_element)
@@ -134,7 +134,7 @@ def _begin(path: Path, segment: str, iteration: int | None, number: int | None, 
     )
 
 
-def _find_unit(units: Units, segment: str, iteration: int | None) -> Unit:
+def _find_unit(units: Units, segment: str, iteration: int | None, *, is_by_hand: bool) -> Unit:
     """Raises: InputError for a segment that the pipeline has not."""
     names = [one.name for one in units.segments]
     if units.is_loop:
@@ -145,6 +145,11 @@ def _find_unit(units: Units, segment: str, iteration: int | None) -> Unit:
         return Unit(segment, None)
     if iteration is not None:
         return Unit(segment, iteration)
+    if is_by_hand and my_job():
+        # What other elements of its array, or this job when it was started before, have chosen.
+        for unit, tries in Ledger(units.run.path).all_tries(f"-{segment}-").items():
+            if any(one.claim.door == "hand" and one.job == my_job() for one in tries):
+                return unit
     # By hand: the next one of this segment that is not done.
     pending = [unit for unit in units.pending(units.pipeline.num_iterations) if unit.segment == segment]
     return pending[0] if pending else Unit(segment, units.last_iteration)
@@ -217,8 +222,6 @@ def _repair(case: Case, me: Me) -> bool:
         return False
     for line in done.reports:
         _say(line)
-    if done.halted is not None:
-        _say(f"the run is halted ({done.halted}): nothing is submitted; to go on: {case.papers.command}")
     return done.is_followed
 
 

@@ -81,9 +81,12 @@ class Repair:
         Raises: SubmissionRefusedError, after halting the run; SchedulerUnavailableError; InputError for a full disk.
         """
         self.done.halted = self.ledger.halted()
+        if self.done.halted is not None:
+            self.say(f"nothing is submitted, the run is halted: {self.done.halted}; go on with: {self._command}")
+            return self.done
         # Beside the iteration that plays: when it has ended, so many are still queued.
         pending = self.units.pending(self.case.site.limits.window + 1)
-        if self.done.halted is not None or not pending:
+        if not pending:
             return self.done
         tries = {unit: self._adopted(self.ledger.tries(unit)) for unit in self.units.around(pending)}
         tries[GUARD] = self._adopted(self.ledger.tries(GUARD)[-_LAST_GUARDS:])
@@ -101,10 +104,13 @@ class Repair:
             waits_again(one, jobs) for found in tries.values() for one in found
         )
         ids = {unit: list(standing.active_ids) for unit, standing in standings.items() if unit != GUARD}
+        on_its_way = {unit for unit, standing in standings.items() if standing.is_being_submitted}
         for unit in pending:
             if self.units.is_loop:
                 self._keep_two(unit, standings[unit], ids[unit])
-            elif not any(need in standings and standings[need].is_being_submitted for need in self.units.needs(unit)):
+            elif not on_its_way.isdisjoint(self.units.needs(unit)):
+                on_its_way.add(unit)  # whoever submits what it needs submits it too
+            else:
                 before = [job for need in self.units.needs(unit) for job in ids.get(need, [])]
                 ids[unit] += self._submit_missing(unit, standings[unit], before)
         self._keep_guards(standings, guards, [job for found in ids.values() for job in found])
@@ -171,7 +177,11 @@ class Repair:
         nothing_follows = self.units.is_loop or self.units.reaches_the_end(list(standings)) or self.done.left_out
         if others and nothing_follows and not any(claim.dependency for claim in guards):
             self._submit(GUARD, guard, others)
-        if any(standing.is_being_submitted for standing in standings.values()) and not self._has_guard:
+        claimed = [unit.name for unit, standing in standings.items() if standing.is_being_submitted]
+        if claimed and not self._has_guard:
+            self.say(
+                f"{', '.join(claimed)}: somebody is submitting it now; in {_SOON_MINUTES} minutes a guard looks again"
+            )
             self._submit(GUARD, guard, (), begin_minutes=_SOON_MINUTES)
         if not self.done.left_out and all(claim.begin_minutes != GUARD_MINUTES for claim in guards):
             self._submit(GUARD, guard, (), begin_minutes=GUARD_MINUTES)
@@ -180,6 +190,8 @@ class Repair:
         if standing.missing is None:
             return [] if standing.is_active else self._submit(unit, standing, dependency)
         missing = [element for element in standing.missing if element not in standing.active_elements]
+        if not standing.missing and not standing.is_active and not self.units.is_done(unit):
+            missing = [0]  # all parts are there, but no manifest: whoever comes next publishes it
         ids: list[str] = []
         for chunk in self._chunks(missing):
             ids += self._submit_elements(unit, standing, dependency, chunk)
@@ -324,10 +336,14 @@ class Repair:
             self._room = max(limit - sum(not job.is_over for job in self.slurm.queue()), 0)
         return self._room
 
+    @property
+    def _command(self) -> str:
+        return self.case.papers.command or f"hpcrl run PIPELINE --on {self.case.papers.door} --run {self.case.run.path}"
+
     def _halt(self, reason: str) -> None:
         self.ledger.halt(reason)
         self.done.halted = self.ledger.halted()
-        self.say(f"halted: {self.done.halted}")
+        self.say(f"halted: {self.done.halted}; when that is mended, go on with: {self._command}")
 
 
 def make_request(

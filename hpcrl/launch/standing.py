@@ -133,6 +133,8 @@ def _weigh(
         )
         words = f"{_where(one, element)}{answer.words}"
         _apply(standing, one, answer, job, words)
+        if answer.action is Action.GO_ON and end is None and job is not None and not job.is_over:
+            _add(standing, one, job)  # its blocks are there, but it may be about to publish the manifest
         if answer.counts_as_failure:
             failures.append(words)
         if answer.action is Action.RETRY_WITH_MORE_MEMORY:

@@ -165,7 +165,8 @@ def first_requests(case: Case) -> tuple[Request, ...]:
     made: dict[Unit, Request] = {}
     for unit in pending:
         before = tuple(f"JOB:{need.name}" for need in units.needs(unit) if need in made)
-        made[unit] = make_request(case, units, unit, dependency=before, elements=units.unfinished_elements(unit))
+        missing = units.unfinished_elements(unit)
+        made[unit] = make_request(case, units, unit, dependency=before, elements=(0,) if missing == () else missing)
     requests = list(made.values())
     if units.is_loop and pending:
         requests.append(make_request(case, units, pending[0], number=2, dependency=(f"JOB:{pending[0].name}",)))

@@ -99,24 +99,21 @@ class Units:
         return unit.iteration is None or all(self._is_published(need) for need in self._outer_needs(unit))
 
     def unfinished_elements(self, unit: Unit) -> tuple[int, ...] | None:
-        """Elements of an array some of whose blocks are missing, none when it is done; None where it is no array."""
+        """Elements of an array some of whose blocks are missing; None where it is no array."""
         if unit.iteration is None or self.segment(unit).mesh.array == 1:
             return None
         count, num_blocks = self.segment(unit).mesh.array, self.pipeline.num_blocks
         found: set[int] = set()
-        is_done = True
         for stage in self.stages(unit):
             folder = self.run.stage(unit.iteration, stage)
             if not folder.is_done():
-                is_done = False
                 published = folder.parts()
                 for element in range(count):
                     # As StageContext.owned shares blocks out, over all ranks of an element.
                     blocks = range(element * num_blocks // count, (element + 1) * num_blocks // count)
                     if any(block not in published for block in blocks):
                         found.add(element)
-        # All parts there but no manifest: whoever comes next publishes it.
-        return () if is_done else tuple(sorted(found)) or (0,)
+        return tuple(sorted(found))
 
     def folders(self, unit: Unit) -> list[StageFolder]:
         """The stage folders in which a unit publishes; of a loop, those of its newest iteration."""

@@ -264,7 +264,9 @@ def test_a_unit_that_fails_again_and_again_halts_the_run(tmp_path: Path) -> None
     halted = Ledger(tmp_path / "run").halted()
     assert halted is not None
     assert halted.startswith("rollout-000000: failed 3 times (limits.retries = 2); the last time: try 3 (job")
+    cluster.lines.clear()
     assert cluster.repair().done.halted == halted
+    assert cluster.lines == [f"nothing is submitted, the run is halted: {halted}; go on with: hpcrl run"]
     assert cluster.repair().done.submitted == []
 
 
@@ -476,3 +478,57 @@ def test_the_pieces_of_a_split_array_are_all_cancelled_at_the_end(tmp_path: Path
     pieces = [id_ for id_, one in cluster.jobs.items() if one.request.unit == Unit("rollout", 1)]
     assert len(pieces) == 4
     assert {f"{id_}_0" for id_ in cancel_rest(cluster.case, cluster, but="")} >= set(pieces)  # type: ignore[arg-type]
+
+
+def test_an_interruption_before_sbatch_leaves_no_claim(tmp_path: Path) -> None:
+    cluster = Cluster(case_of(tmp_path / "run", apart(2)))
+
+    def interrupt(requests: tuple[Request, ...]) -> None:
+        raise KeyboardInterrupt
+
+    cluster.prepare, prepare = interrupt, cluster.prepare  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        cluster.repair()
+    cluster.prepare = prepare  # type: ignore[method-assign]
+    assert cluster.repair().done.submitted[0].unit == Unit("rollout", 0)
+
+
+def test_a_run_with_a_lonely_claim_goes_on_soon(tmp_path: Path) -> None:
+    """Killed while sbatch was asked, or as its answer came; then a person submits the run again."""
+    cluster = Cluster(case_of(tmp_path / "run", apart(2)))
+    ledger = Ledger(tmp_path / "run")
+    ledger.claim(Claim(Unit("rollout", 0), 1, token="t", door="sbatch", created=now()))
+    cluster.repair()
+    (soon,) = [one for one in cluster.startable() if one.request.begin_minutes == 2]
+    # Two minutes later.
+    claim = ledger.path / "claim-rollout-000000-01.json"
+    claim.unlink()
+    long_ago = (datetime.datetime.now(datetime.UTC) - datetime.timedelta(minutes=2)).isoformat()
+    ledger.claim(Claim(Unit("rollout", 0), 1, token="t", door="sbatch", created=long_ago))
+    cluster.play(soon)
+    for _ in range(100):
+        startable = [one for one in cluster.startable() if not one.request.begin_minutes]
+        if not startable:
+            break
+        cluster.play(startable[0])
+    assert is_finished(cluster), cluster.lines
+
+
+def test_an_array_whose_manifest_is_about_to_be_published_has_not_failed(tmp_path: Path) -> None:
+    """All its elements have said that they are done but the last, which publishes the manifest now."""
+    cluster = Cluster(case_of(tmp_path / "run", apart(2, array=2), retries=0))
+    cluster.repair()
+    cluster.play(cluster.jobs["1_0"])
+    cluster.start(cluster.jobs["1_1"])
+    folder = cluster.case.run.stage(0, "rollout")
+    attempt = folder.begin_attempt(compute_threads=1)
+    for block in (2, 3):
+        attempt.publish_part(block, [])
+    done = cluster.repair().done
+    assert (done.halted, [one for one in done.submitted if one.unit.iteration == 0]) == (None, [])
+    # It is lost before it has: somebody else publishes the manifest.
+    cluster.end(cluster.jobs["1_1"], "NODE_FAIL")
+    again = [one for one in cluster.repair().done.submitted if one.unit == Unit("rollout", 0)]
+    assert [one.elements for one in again] == [(0,)]
+    run_out(cluster)
+    assert is_finished(cluster)

@@ -31,11 +31,16 @@ def submitted(path: Path, pipeline: Pipeline) -> Path:
 
 
 def job(
-    path: Path, *arguments: object, element: int | None = None, restarts: int = 0, array: tuple[int, ...] = ()
+    path: Path,
+    *arguments: object,
+    element: int | None = None,
+    restarts: int = 0,
+    array: tuple[int, ...] = (),
+    id_: str = "17",
 ) -> Finished:
-    variables = {"SLURM_JOB_ID": "17", "SLURM_RESTART_COUNT": str(restarts)}
+    variables = {"SLURM_JOB_ID": id_, "SLURM_RESTART_COUNT": str(restarts)}
     if element is not None:
-        variables |= {"SLURM_ARRAY_JOB_ID": "17", "SLURM_ARRAY_TASK_ID": str(element)}
+        variables |= {"SLURM_ARRAY_JOB_ID": id_, "SLURM_ARRAY_TASK_ID": str(element)}
     if array:
         facts = {"MIN": min(array), "MAX": max(array), "STEP": 1, "COUNT": len(array)}
         variables |= {f"SLURM_ARRAY_TASK_{name}": str(value) for name, value in facts.items()}
@@ -80,14 +85,14 @@ def test_a_job_whose_input_is_not_there_says_so_and_leaves(tmp_path: Path) -> No
 
 def test_a_script_submitted_by_hand_takes_the_next_unit_and_enters_the_ledger(tmp_path: Path) -> None:
     run = submitted(tmp_path / "run", meshes(play_world="play"))
-    for segment in ("rollout", "advantage", "rollout"):
-        done = job(run, "--segment", segment)
+    for id_, segment in zip("567", ("rollout", "advantage", "rollout"), strict=True):
+        done = job(run, "--segment", segment, id_=id_)
         assert done.code == 0, done.output
     assert [RunFolder(run).stage(n, s).is_done() for n, s in [(0, "rollout"), (0, "update"), (1, "rollout")]] == [
         True
     ] * 3
     (one,) = Ledger(run).tries(Unit("rollout", 1))
-    assert (one.claim.door, one.job, one.ends[None].outcome) == ("hand", "17", "done")
+    assert (one.claim.door, one.job, one.ends[None].outcome) == ("hand", "7", "done")
 
 
 @pytest.mark.parametrize(
@@ -109,6 +114,14 @@ def test_arrays_submitted_by_hand_enter_the_ledger_with_their_elements(
     tries = Ledger(run).tries(Unit("rollout", 0))
     assert [one.claim.elements for one in tries] == claims
     assert [(one.job, sorted(one.ends)) for one in tries] == [("17", list(claim)) for claim in claims]
+
+
+def test_a_job_submitted_by_hand_that_is_started_again_has_the_same_unit(tmp_path: Path) -> None:
+    run = submitted(tmp_path / "run", meshes(play_world="play"))
+    for restarts in range(2):
+        done = job(run, "--segment", "rollout", restarts=restarts)
+        assert done.code == 0, done.output
+    assert [len(Ledger(run).tries(Unit("rollout", iteration))) for iteration in range(2)] == [1, 0]
 
 
 def test_a_job_that_has_said_its_last_word_plays_nothing_when_it_is_started_again(tmp_path: Path) -> None:

@@ -162,8 +162,8 @@ def test_three_doors_give_the_bits_of_mpi(played: Played) -> None:
     for door in ("slurm", "sbatch"):
         run = played.folder / f"cartpole-{door}"
         assert published_bits(run) == wanted, logs(run)
-        # One job played, the one behind it and the guard were not needed.
-        assert [cluster.job_state(job) for job in jobs_of(run)] == ["COMPLETED", "CANCELLED", "CANCELLED"]
+        # One job played, the one behind it and the guards were not needed.
+        assert [cluster.job_state(job) for job in jobs_of(run)] == ["COMPLETED", "CANCELLED", "CANCELLED", "CANCELLED"]
         assert cluster.job_field(jobs_of(run)[0], "NumTasks") == "2"
 
 

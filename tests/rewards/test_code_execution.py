@@ -317,10 +317,12 @@ def homed_in(folder):
 @both_ways
 @pytest.mark.parametrize(("answer", "outcome"), [("a * b", "right"), ("0", "wrong"), ("time.sleep(1000)", "timed_out")])
 def test_children_do_not_live_on(answer, outcome, ways, left_over):
+    # Earlier tests of the same session have processes of their own.
+    before = set(descendants(os.getpid()))
     execution = run(CHILDREN.format(answer=answer), limits=ExecutionLimits(time_s=1.5), **ways)
     assert execution.outcome == outcome, execution
     assert left_over() == []
-    assert descendants(os.getpid()) == []
+    assert set(descendants(os.getpid())) <= before
 
 
 def test_nothing_is_left_in_the_temporary_folder(tmp_path, monkeypatch):

@@ -25,7 +25,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("rule", ["best", "dpo", "ppo"])
+@pytest.mark.parametrize("rule", ["dpo", *(pytest.param(rule, marks=pytest.mark.soak) for rule in ("best", "ppo"))])
 def test_each_rule_learns_from_shards(rule: str, source: Path, tmp_path: Path) -> None:
     arguments = ["run", PIPELINE, "--inputs", source / "run", "--model", source / "model", "--rule", rule]
     arguments += ["--num-iterations", 3, "--no-evaluate-arithmetic"]

@@ -89,7 +89,7 @@ def test_a_kill_changes_no_bit(unbroken: Path, options: list[str], kind: str, tm
 
 def test_a_stop_ends_cleanly_and_goes_on(options: list[str], kind: str, tmp_path: Path) -> None:
     only_once(kind)
-    arguments = ["run", PIPELINE, "--on", "mpi", "--ranks", 2, "--num-iterations", 40, *options]
+    arguments = ["run", PIPELINE, "--on", "mpi", "--ranks", 2, "--num-iterations", 12, *options]
     process = start(*arguments, "--run", tmp_path / "run")
     folder = RunFolder(tmp_path / "run")
     while process.poll() is None and not folder.stage(3, "generate").is_done():
@@ -97,7 +97,7 @@ def test_a_stop_ends_cleanly_and_goes_on(options: list[str], kind: str, tmp_path
     process.send_signal(signal.SIGUSR1)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 85, output
-    assert max(folder.iterations()) < 39, "the run was over before the signal came"
+    assert max(folder.iterations()) < 11, "the run was over before the signal came"
     resume = shlex.split(output.split("go on with: ")[1].splitlines()[0])
     pasted = subprocess.run(resume, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False)
     assert pasted.returncode == 0, pasted.stderr

@@ -87,7 +87,7 @@ def test_ranks_change_no_bit(unbroken: Path, tmp_path: Path, ranks: int) -> None
     "point",
     [
         "checkpoint.before_write:2",  # the policy's of iteration 1, its copy not begun
-        "checkpoint.after_write:3",  # the copy's
+        pytest.param("checkpoint.after_write:3", marks=pytest.mark.soak),  # the copy's
         *(pytest.param(f"optimizer.after_step:{step}", marks=pytest.mark.soak) for step in (3, 12)),
     ],
 )

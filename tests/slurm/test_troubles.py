@@ -91,7 +91,7 @@ def test_a_job_that_slurm_holds_is_replaced_by_the_guard(login: DevCluster, tmp_
     orders.give(LOOP, "hang")
     submit(tiny(num_iterations=1), site_for(orders.python), run=run, door="sbatch")
     login.wait_for(lambda: orders.has_begun(LOOP), 60, "the job to begin")
-    held, guard = job_of(run, LOOP), job_of(run, "guard-loop")
+    held, guard = job_of(run, LOOP), job_of(run, "guard-loop", 2)  # the first stands behind both loop jobs
     node = login.job_field(held, "BatchHost")
     login.output("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=test")
     row = "PENDING (held after failed starts)"
@@ -100,7 +100,7 @@ def test_a_job_that_slurm_holds_is_replaced_by_the_guard(login: DevCluster, tmp_
     login.output("scontrol", "update", f"JobId={guard}", "StartTime=now")
     assert finish(login, run) == alone
     assert login.job_state(held) == "CANCELLED"
-    assert tries(run, "guard-loop")[0].ends[None].outcome == "done"
+    assert tries(run, "guard-loop")[1].ends[None].outcome == "done"
 
 
 def test_a_failed_element_alone_is_played_again(login: DevCluster, tmp_path: Path, apart: Bits) -> None:
@@ -199,7 +199,7 @@ def test_a_refused_submission_halts_the_run(login: DevCluster, tmp_path: Path, a
     assert jobs_of(run) == []
     # A person corrects the site file and submits it again.
     submit(tiny(num_iterations=1), site_for("true"), run=run, door="sbatch")
-    assert len(jobs_in_queue(login, run)) == 3
+    assert len(jobs_in_queue(login, run)) == 4
 
 
 def test_a_deadline_that_cannot_be_met_halts_the_run(login: DevCluster, tmp_path: Path) -> None:
@@ -208,7 +208,7 @@ def test_a_deadline_that_cannot_be_met_halts_the_run(login: DevCluster, tmp_path
     login.output("scontrol", "update", "NodeName=n4", "State=DRAIN", "Reason=test")  # tidied afterwards
     said: list[str] = []
     submit(tiny(num_iterations=1), site_for("true", resources), run=run, door="sbatch", say=said.append)
-    assert said[2].startswith("guard-loop: not submitted now: ")  # it would begin too late; the run does without
+    assert said[3].startswith("guard-loop: not submitted now: ")  # it would begin too late; the run does without
     login.wait_for_state(job_of(run, LOOP), "DEADLINE", 60)
     seen = look(run)
     assert seen.rows[0] == "DEADLINE"

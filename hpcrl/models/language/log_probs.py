@@ -32,9 +32,10 @@ def token_log_probs(
     Raises:
         InputError: lengths, temperature or chunk_rows out of range.
     Example: a decoder of zeros is uniform.
+        >>> import numpy as np
         >>> from hpcrl.models.language import Architecture
         >>> decoder = Decoder(Architecture.llama(10, hidden_size=8, num_layers=1, num_heads=2))
-        >>> decoder.load_arrays({name: 0 * array for name, array in decoder.arrays().items()})
+        >>> decoder.load_arrays({name: np.zeros_like(array) for name, array in decoder.arrays().items()})
         >>> token_log_probs(decoder, torch.ones(2, 8), torch.tensor([3, 4]))[0]
         tensor([-2.3026, -2.3026], grad_fn=...)
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -59,13 +60,13 @@ class PairRule(TextRule):
             "margin": total["margin"] / count,
         }
 
+    @abstractmethod
     def _margins(self, model: Decoder, part: TextPart, chosen: Tensor, rejected: Tensor) -> Tensor:
         """How much better the chosen response is than the rejected one, [pairs]."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _losses(self, margins: Tensor) -> Tensor:
         """[pairs], of margins [pairs]."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -42,7 +43,7 @@ class TextTotals:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextRule:
+class TextRule(ABC):
     """A loss over response tokens and the optimiser that follows its gradient; a base for the rules themselves."""
 
     statistics: ClassVar[tuple[str, ...]] = ()
@@ -110,17 +111,17 @@ class TextRule:
         """Length of the vector that `part_gradient` gives."""
         return len(self.statistics)
 
+    @abstractmethod
     def part_gradient(self, model: Decoder, part: TextPart, totals: TextTotals, *, progress: float = 0.0) -> Float64:
         """Writes the gradient of one block's part over what `model.flat.gradients` held; gives its statistics.
 
         Gradients of the parts of all blocks add up to the minibatch's gradient, and so do the statistics.
         Raises: FloatingPointError: a loss is not finite.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def finish_statistics(self, sums: Float64) -> dict[str, float]:
         """Means of a sum of statistics vectors, by name."""
-        raise NotImplementedError
 
     def chosen(self, trajectories: Trajectories) -> npt.NDArray[np.bool_] | None:
         """Which responses of a block it learns from, bool[n]; None: all."""

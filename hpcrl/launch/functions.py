@@ -63,7 +63,7 @@ class Segment:
 
     Example:
         >>> import pickle
-        >>> unit = Segment("/work/runs/ppo", "rollout", 17, 1)
+        >>> unit = Segment("/scratch/runs/ppo", "rollout", 17, 1)
         >>> pickle.loads(pickle.dumps(unit)) == unit
         True
     """

@@ -14,7 +14,7 @@ from hpcrl.errors import InputError
 from hpcrl.models.distributions import ActionDistribution
 from hpcrl.models.networks import Inference, Network
 from hpcrl.models.observations import ImageObservations, OneHotObservations, VectorObservations
-from hpcrl.models.parameters import FlatParameters
+from hpcrl.models.parameters import FlatParameters, check_arrays
 from hpcrl.models.stacked_mlp import StackedMlp
 from hpcrl.models.statistics import ObservationStatistics, ValueStatistics
 
@@ -165,17 +165,7 @@ class ActorCritic(nn.Module):
     def load_arrays(self, arrays: Mapping[str, Array]) -> None:
         """Takes what `arrays()` gave; refuses other names or shapes and then changes nothing."""
         own = self.state_dict()
-        if missing := sorted(own.keys() - arrays.keys()):
-            raise InputError(
-                f"checkpoint: want {', '.join(missing)}, which it lacks; open it with the model it was made with"
-            )
-        if unknown := sorted(arrays.keys() - own.keys()):
-            raise InputError(
-                f"checkpoint: holds {', '.join(unknown)}, which this model lacks; open it with its own model"
-            )
-        for name, tensor in own.items():
-            if arrays[name].shape != tuple(tensor.shape):
-                raise InputError(f"checkpoint: {name}: want {list(tensor.shape)}, given {list(arrays[name].shape)}")
+        check_arrays(own, arrays)
         self.load_state_dict({name: torch.tensor(array) for name, array in arrays.items()})
 
     def zero_grad(self, set_to_none: bool = False) -> None:

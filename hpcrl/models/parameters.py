@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -73,3 +73,19 @@ class FlatParameters:
     def arrays(self, buffer: Tensor) -> dict[str, Float32]:
         """A flat buffer by parameter name, copied: for a checkpoint, which knows no layout."""
         return {name: self.view(buffer, name).cpu().numpy().copy() for name in self.names}
+
+
+def check_arrays(own: Mapping[str, Tensor], arrays: Mapping[str, npt.NDArray[np.generic]]) -> None:
+    """Compares a checkpoint's arrays with a model's own state, by name and shape.
+
+    Raises: InputError for names or shapes that differ.
+    """
+    if missing := sorted(own.keys() - arrays.keys()):
+        raise InputError(
+            f"checkpoint: want {', '.join(missing)}, which it lacks; open it with the model it was made with"
+        )
+    if unknown := sorted(arrays.keys() - own.keys()):
+        raise InputError(f"checkpoint: holds {', '.join(unknown)}, which this model lacks; open it with its own model")
+    for name, tensor in own.items():
+        if arrays[name].shape != tuple(tensor.shape):
+            raise InputError(f"checkpoint: {name}: want {list(tensor.shape)}, given {list(arrays[name].shape)}")

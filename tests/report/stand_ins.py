@@ -23,7 +23,7 @@ class StandIn(Stage):
         return ()
 
     def run(self, context: StageContext) -> None:
-        raise NotImplementedError("this stage is only looked at")
+        raise AssertionError("this stage is only looked at")
 
 
 @dataclasses.dataclass(frozen=True)

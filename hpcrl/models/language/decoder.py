@@ -19,7 +19,7 @@ from hpcrl.models.language.architecture import Architecture
 from hpcrl.models.language.attention import Backend, PackedOffsets, attend
 from hpcrl.models.language.normalization import LayerNorm, RmsNorm, norm_layer
 from hpcrl.models.language.rotary import RotaryTable
-from hpcrl.models.parameters import FlatParameters
+from hpcrl.models.parameters import FlatParameters, check_arrays
 
 Array = npt.NDArray[np.generic]
 Head = Literal["language", "value"]
@@ -342,17 +342,7 @@ class Decoder(nn.Module):
     def load_arrays(self, arrays: Mapping[str, Array]) -> None:
         """Takes what `arrays()` gave; refuses other names or shapes and then changes nothing."""
         own = self.state_dict()
-        if missing := sorted(own.keys() - arrays.keys()):
-            raise InputError(
-                f"checkpoint: want {', '.join(missing)}, which it lacks; open it with the model it was made with"
-            )
-        if unknown := sorted(arrays.keys() - own.keys()):
-            raise InputError(
-                f"checkpoint: holds {', '.join(unknown)}, which this model lacks; open it with its own model"
-            )
-        for name, tensor in own.items():
-            if arrays[name].shape != tuple(tensor.shape):
-                raise InputError(f"checkpoint: {name}: want {list(tensor.shape)}, given {list(arrays[name].shape)}")
+        check_arrays(own, arrays)
         for name, tensor in own.items():
             tensor.copy_(torch.tensor(arrays[name]))  # a copy: checkpoints are mapped read-only
 
